@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Digest of a chunk, XXH3-128 (canonical, big-endian bytes), fused with zero detection: one pass while
+ * the chunk is in cache. A chunk of zeros is told within its first bytes when it is not one.
+ *
+ * Errors   none.   Memory   none.   Threads  any.
+ */
+#ifndef TZ_DIGEST_H
+#define TZ_DIGEST_H
+
+#include "tz/common.h"
+
+#define TZ_DIGEST_BYTES 16
+
+typedef struct tz_digest {
+    uint8_t bytes[TZ_DIGEST_BYTES];
+} tz_digest;
+
+/* Returns true when all `length` bytes are zero (the digest is computed all the same: it is that of the zeros). */
+bool tz_digest_chunk(tz_digest *out, const void *data, size_t length);
+
+/* The digest of `length` zero bytes. */
+void tz_digest_zeros(tz_digest *out, size_t length);
+
+/* Are all `length` bytes zero? Stops at the first that is not. */
+bool tz_is_zero(const void *data, size_t length);
+
+#endif

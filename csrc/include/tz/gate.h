@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The gate of a volume, the sessions installed in it, and the suspension of a group.
+ *
+ *   prepare (any thread, no deadline) ─▶ suspend: close ─▶ drained ─▶ install ─▶ open ─▶ ... ─▶ end
+ *
+ * A closed gate holds every update (reads pass); it is drained when every update issued before has
+ * completed. It reopens by itself at its deadline, whoever forgot it, and remembers that it did: a
+ * session is valid only if its gate was closed without a break from before the last install
+ * until the order to open.
+ *
+ * Errors   -ETIMEDOUT the deadline passed, everything is open again; -EBUSY the gate is closed for
+ *          another suspension; -ENOMEM, -EINVAL at prepare.
+ * Memory   a session allocates, touches and locks all it needs at prepare; end frees it once the last
+ *          before-image read has completed.
+ * Threads  functions marked [any] post to the volume's thread and wait for it; the others
+ *          are called on that thread.
+ */
+#ifndef TZ_GATE_H
+#define TZ_GATE_H
+
+#include "tz/session_layout.h"
+#include "tz/volume.h"
+
+typedef struct tz_session tz_session;       /* one volume's part of a session */
+typedef struct tz_suspension tz_suspension; /* one group's passage from close to open */
+
+typedef struct tz_session_config {
+    uint64_t track_size;    /* bytes, power of two, 4 KiB to 1 MiB */
+    uint64_t memory_bytes;  /* memory tier */
+    uint64_t file_bytes;    /* file tier; 0: none */
+    int file_fd;            /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
+    const uint64_t *domain; /* bit a track, copied; NULL: the whole volume */
+    uint32_t low_percent;   /* of slots; 0 = 25 */
+    uint32_t high_percent;  /* of slots; 0 = 80 */
+    uint32_t max_delay_us;  /* of a writer past the high mark; 0 = 2000 */
+    uint32_t faults;        /* tests only */
+} tz_session_config;
+
+/* What the mover is given; the descriptors stay the session's (duplicate or send them). */
+typedef struct tz_session_handles {
+    int owned_fd;  /* header, slots, memory tier: sealed, map read-only */
+    int shared_fd; /* ring and track words: map read-write */
+    int drain_fd;  /* eventfd: written after slots were pushed */
+    int volume_fd; /* fresh read-only open of the volume, in its cache mode */
+    int file_fd;   /* fresh read-only open of the file tier, or -1 */
+    uint64_t owned_bytes, shared_bytes;
+} tz_session_handles;
+
+typedef struct tz_session_report {
+    enum tz_session_state state;
+    enum tz_puncture_reason puncture;
+    uint64_t updates, intercepted, images, zero_images, file_images, self_freed, delayed;
+    uint64_t held_ns, held_max_ns;
+    uint32_t slots, used_slots, high_water;
+    uint64_t track_size;
+} tz_session_report;
+
+/* [any] Allocates everything; the session is not yet in the gate. */
+int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config);
+void tz_session_handles_get(const tz_session *session, tz_session_handles *out); /* [any] */
+void tz_session_report_get(const tz_session *session, tz_session_report *out);   /* [any] */
+
+/* [any] Takes the session out of its gate and waits until nothing of it is under way; the state becomes ENDED if it
+ * was ACTIVE, and the report says so: "intact". `cancel`: it becomes PUNCTURED (reason MOVER) instead. Waiters are judged anew. */
+int tz_session_end(tz_session *session, bool cancel, tz_session_report *out);
+
+/* [any] After end (or never installed). */
+void tz_session_destroy(tz_session *session);
+
+typedef struct tz_suspension_times {
+    uint64_t close_ns;   /* ordering all gates closed */
+    uint64_t drain_ns;   /* until the last update in flight completed */
+    uint64_t install_ns; /* sessions of all volumes */
+    uint64_t open_ns;    /* until all gates were open */
+    uint64_t total_ns;   /* first gate closed to last gate open */
+} tz_suspension_times;
+
+/* [any] The steps, for a coordinator of several subsystems. A suspension owns the gates of its sessions'
+ * volumes from close to open. A process takes part in one at a time is the caller's rule.
+ * `deadline_ns` counts from the call; the timers that reopen run in the volumes' own threads. */
+int tz_suspension_create(tz_suspension **out, tz_session *const *sessions, uint32_t count);
+int tz_suspension_close(tz_suspension *suspension, uint64_t deadline_ns); /* returns when drained */
+int tz_suspension_install(tz_suspension *suspension);
+int tz_suspension_open(tz_suspension *suspension); /* -ETIMEDOUT: some gate had opened by itself; all sessions are punctured (GATE) */
+void tz_suspension_abort(tz_suspension *suspension); /* opens what is closed; installed sessions are punctured (GATE) */
+void tz_suspension_times_get(const tz_suspension *suspension, tz_suspension_times *out);
+void tz_suspension_destroy(tz_suspension *suspension);
+
+/* [any] All steps in one go, with as few thread wake-ups as possible: what a single subsystem uses. */
+int tz_suspension_run(tz_suspension *suspension, uint64_t deadline_ns);
+
+/* ---- between volume.c and gate.c, on the volume's thread; implemented in gate.c ---- */
+
+/* May this update (request->volume.at .. end) be issued now? True: it may, and counts as issued from now on. False: the gate
+ * holds it, and will call tz_volume_issue when it may. */
+bool tz_gate_pass(tz_volume *volume, tz_request *request);
+void tz_gate_completed(tz_volume *volume, tz_request *request); /* an issued update's I/O has ended */
+
+#endif

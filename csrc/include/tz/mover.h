@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The data mover: transfers of whole datasets, chunk by chunk, from a source to a sink.
+ *
+ *   claim a chunk ─▶ read into a frame ─▶ validate against the gate ─▶ digest, zero detection ─▶ write ─▶ give the frame back
+ *
+ * A tz_mover runs worker threads, each with an engine of its own and many chunks in flight; a chunk has one worker
+ * from claim to end. Each transfer has an area of the buffer space and starts when it is granted. A source
+ * that has a gate is looked at on every chunk: punctured ends the transfer; past the low mark the chunks that
+ * hold live slots are claimed ahead of order.
+ *
+ * From validation on the frame is the only certain copy of its chunk: it is never re-read from the volume.
+ *
+ * Errors   per transfer, the first one counts and stops that transfer alone: -errno with the
+ *          offset and the side it happened on. -ECANCELED after cancel; -ESTALE when the session is punctured;
+ *          -EBADMSG when content does not match its digest; -EPROTO when shared memory makes no sense.
+ * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk.
+ * Threads  create, add, start, wait, cancel, progress: any one controlling thread.
+ */
+#ifndef TZ_MOVER_H
+#define TZ_MOVER_H
+
+#include "tz/bufspace.h"
+#include "tz/digest.h"
+#include "tz/file.h"
+#include "tz/io.h"
+#include "tz/session_layout.h"
+
+typedef struct tz_mover tz_mover;
+typedef struct tz_source tz_source;
+typedef struct tz_sink tz_sink;
+typedef struct tz_pack_writer tz_pack_writer; /* the packs of one recovery point, shared by its sinks */
+
+enum tz_origin { /* where a chunk's T0 content came from */
+    TZ_ORIGIN_DIRECT = 0,
+    TZ_ORIGIN_SIDEFILE = 1,
+    TZ_ORIGIN_MIXED = 2,
+};
+
+enum tz_codec {
+    TZ_CODEC_RAW = 0,
+    TZ_CODEC_ZERO = 1, /* the chunk is all zero and stored nowhere */
+};
+
+/* An index entry, as it lies on disk (little-endian; format 1). */
+typedef struct tz_index_entry {
+    uint64_t offset;        /* in the pack, bytes; 0 for zero chunks */
+    uint32_t pack;          /* number of the pack; 0 for zero chunks */
+    uint32_t stored_length; /* bytes in the pack; 0 for zero chunks */
+    uint8_t codec, origin;
+    uint8_t reserved[6]; /* zero */
+    tz_digest digest;    /* of the chunk's content (its true length: the last chunk may be short) */
+    uint64_t reserved2;  /* zero */
+} tz_index_entry;
+_Static_assert(sizeof(tz_index_entry) == 48, "on-disk size of an index entry");
+
+/* ---- sources: where a transfer reads; each is given a size in bytes ---- */
+
+/* A file or device, not served. Takes the tz_file over on success. `size` at most file->size. Holes and (where
+ * the file system tells) unwritten extents are found with SEEK_DATA and not read. */
+int tz_source_file(tz_source **out, const tz_file *file, uint64_t size);
+
+/* A served volume under a session. All descriptors are taken over on success. */
+typedef struct tz_session_descriptors {
+    int owned_fd, shared_fd, drain_fd, volume_fd, file_fd;
+} tz_session_descriptors;
+int tz_source_session(tz_source **out, const tz_session_descriptors *fds);
+
+/* A dataset in a repository. pack_fds[i] is the descriptor of pack number pack_numbers[i]; they are duplicated.
+ * Index entries are checked (-EBADMSG): packs known, lengths and codecs possible. Every chunk read is checked against its digest. */
+int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
+                    const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs);
+void tz_source_destroy(tz_source *source);
+
+/* ---- sinks ---- */
+
+/* A raw image or block device, written in place at the dataset's offsets. `fresh`: the target holds only zeros or holes
+ * (a new file), so zero chunks are skipped; otherwise they are zeroed, punched where possible. A file gets
+ * exactly the source's size at finish. Takes the tz_file over. -ENOSPC when a device is smaller than the data. */
+int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh);
+
+/* A stream (pipe, stdout): in order, by one worker. The descriptor stays the caller's. */
+int tz_sink_stream(tz_sink **out, int fd);
+
+/* Packs <prefix>-NNNN.pack in directory dir_fd, created exclusively, rolled over at max_bytes (0 = 4 GiB). */
+int tz_pack_writer_create(tz_pack_writer **out, int dir_fd, const char *prefix, uint64_t max_bytes);
+int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes); /* truncates padding-free, fdatasync all; any error is final */
+uint64_t tz_pack_writer_pack_bytes(const tz_pack_writer *writer, uint32_t pack);
+void tz_pack_writer_destroy(tz_pack_writer *writer); /* removes nothing: the owner of the id sweeps */
+int tz_sink_packs(tz_sink **out, tz_pack_writer *writer);
+
+/* Reads and checks, writes nothing (verify). */
+int tz_sink_null(tz_sink **out);
+void tz_sink_destroy(tz_sink *sink);
+
+/* ---- the mover ---- */
+
+typedef struct tz_mover_config {
+    tz_io_kind io;
+    uint32_t workers;      /* threads; 0 = 1 */
+    uint32_t depth;        /* chunks in flight a worker; 0 = 8 */
+    uint32_t chunk_size;   /* bytes; frames of the buffer space have this size */
+    uint64_t rate;         /* bytes a second over all transfers; 0: no limit */
+    bool opportunistic;    /* fewer chunks in flight while the application is active */
+    uint32_t faults;       /* tests only */
+} tz_mover_config;
+
+enum tz_transfer_side { TZ_SIDE_NONE = 0, TZ_SIDE_SOURCE = 1, TZ_SIDE_SINK = 2, TZ_SIDE_SESSION = 3 };
+
+typedef struct tz_transfer_report {
+    bool done;           /* ended, well or not */
+    int error;           /* 0 or -errno */
+    enum tz_transfer_side side;
+    uint64_t error_offset;
+    uint64_t size, chunks;
+    uint64_t bytes_done;   /* of the dataset, holes included: for progress */
+    uint64_t bytes_read;   /* from the source */
+    uint64_t bytes_written;
+    uint64_t chunks_zero, chunks_direct, chunks_sidefile, chunks_mixed;
+    uint64_t tracks_from_sidefile;
+    uint64_t chunks_ahead; /* claimed ahead of order, for the sidefile's sake */
+    uint32_t pressure;     /* used slots, now; 0 without a gate */
+    uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC; 0: not yet */
+} tz_transfer_report;
+
+int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config);
+
+/* Adds a transfer before start; returns its number. Source and sink are taken over on success. `index`, room for ceil(size / chunk_size) entries, zero-filled, or NULL; it must live until destroy. */
+int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index);
+
+int tz_mover_start(tz_mover *mover);
+int tz_mover_wait(tz_mover *mover, int64_t timeout_ns); /* 1 all transfers ended, 0 not yet */
+void tz_mover_cancel(tz_mover *mover);                  /* soon; wait still has to be called */
+void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out);
+
+/* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
+int tz_mover_sync(tz_mover *mover, uint32_t transfer);
+
+/* Cancels, waits, gives every frame and area back, destroys sources and sinks. */
+void tz_mover_destroy(tz_mover *mover);
+
+#endif

@@ -1,0 +1,1 @@
+"""Point-in-time backups of live volumes at device speed."""

@@ -1,0 +1,79 @@
+"""The data mover's C core: buffer space, sources, sinks, transfers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CHUNK_DEFAULT: int
+INDEX_ENTRY_BYTES: int  # 48
+
+class BufferSpace:
+    """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096)."""
+
+    def __init__(self, frame_size: int, frames: int, *, minimum: int = 2, huge: bool = True, lock: bool = False) -> None: ...
+    def stats(self) -> dict[str, int | bool]: ...
+    def close(self) -> None: ...
+
+class Source:
+    """Where a transfer reads. Used by one transfer."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+    @staticmethod
+    def file(fd: int, size: int | None = None, *, buffered: bool = False) -> Source:
+        """A file or device that no one serves. The descriptor is duplicated by a fresh open."""
+    @staticmethod
+    def session(handles: Mapping[str, int]) -> Source:
+        """A served volume under a session: owned_fd, shared_fd, drain_fd, volume_fd, file_fd; all duplicated."""
+    @staticmethod
+    def index(entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int]) -> Source:
+        """A dataset of a repository: index entries as stored, {pack number: descriptor} (duplicated).
+
+        Raises OSError(EBADMSG) when an entry is impossible.
+        """
+
+class PackWriter:
+    """The packs of one recovery point: PREFIX-NNNN.pack in the directory `dir_fd`."""
+
+    def __init__(self, dir_fd: int, prefix: str, *, max_bytes: int = 0) -> None: ...
+    def finish(self) -> list[int]:
+        """fdatasync all packs; their sizes in bytes, by number. Any error is final (OSError)."""
+    def close(self) -> None: ...
+
+class Sink:
+    @staticmethod
+    def image(fd: int, size: int, *, fresh: bool, buffered: bool = False) -> Sink:
+        """A raw image file or block device, open for writing; the descriptor is duplicated by a fresh open."""
+    @staticmethod
+    def stream(fd: int) -> Sink: ...
+    @staticmethod
+    def packs(writer: PackWriter) -> Sink: ...
+    @staticmethod
+    def null() -> Sink: ...
+
+class Mover:
+    """Transfers of whole datasets, many chunks in flight, in C threads.
+
+    engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: default); rate: bytes a second (0: no limit).
+    """
+
+    def __init__(
+        self, space: BufferSpace, *, engine: str = "auto", workers: int = 0, depth: int = 0, rate: int = 0,
+        opportunistic: bool = False, faults: int = 0,
+    ) -> None: ...
+    @property
+    def engine(self) -> str: ...
+    def add(self, source: Source, sink: Sink, *, index: bool = False) -> int:
+        """Add a transfer; its number. `index`: keep index entries. Source and sink are used up."""
+    def start(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> bool:
+        """True when every transfer has ended. Releases the GIL; signals are handled by the caller's short timeouts."""
+    def cancel(self) -> None: ...
+    def report(self, transfer: int) -> dict[str, Any]:
+        """Fields of tz_transfer_report; side as "", "source", "sink" or "session"."""
+    def index(self, transfer: int) -> bytes:
+        """The index entries of a finished transfer, as they are stored."""
+    def sync(self, transfer: int) -> None:
+        """Make an image durable. OSError is final."""
+    def close(self) -> None:
+        """Cancel, wait, release everything. Safe to repeat."""

@@ -1,0 +1,99 @@
+"""The storage subsystem's C core: reactors, served volumes, sessions, the suspension of a group."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+class SuspensionTimes(TypedDict):
+    """Nanoseconds."""
+
+    close_ns: int
+    drain_ns: int
+    install_ns: int
+    open_ns: int
+    total_ns: int
+
+class Reactor:
+    """A thread with an I/O engine of its own that runs volumes and their NBD connections.
+
+    engine: "auto", "uring" or "threads". Raises OSError when the engine cannot be made.
+    """
+
+    def __init__(self, engine: str = "auto", *, poll_us: int = 0) -> None: ...
+    @property
+    def engine(self) -> str:
+        """The engine in use, "uring" or "threads"."""
+    def close(self) -> None:
+        """End the thread. Its volumes must be closed. Safe to repeat."""
+
+class Volume:
+    """A file or block device served by a reactor, opened and locked exclusively.
+
+    Raises BlockingIOError (EBUSY) when another server holds it, OSError otherwise.
+    """
+
+    def __init__(
+        self, reactor: Reactor, path: str, *, read_only: bool = False, buffered: bool = False, lock: bool = True,
+        faults: int = 0,
+    ) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int:
+        """Bytes."""
+    @property
+    def direct(self) -> bool: ...
+    @property
+    def block_size(self) -> int:
+        """Bytes: requests aligned to it are served without read-modify-write."""
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def identity(self) -> tuple[int, int]:
+        """(device, inode) of a file, (rdev, 0) of a block device."""
+    def transmission_flags(self) -> int:
+        """NBD transmission flags to announce."""
+    def adopt(
+        self, fd: int, *, structured: bool, base_allocation_id: int | None = None, max_requests: int = 0, max_bytes: int = 0,
+    ) -> None:
+        """Serve a negotiated NBD connection. The descriptor is taken over on success."""
+    def disconnect_all(self, timeout: float) -> bool:
+        """End all NBD connections; False when some request did not complete within `timeout` seconds."""
+    def stats(self) -> dict[str, int]:
+        """Fields of tz_volume_stats and tz_nbd_stats."""
+    def close(self) -> None:
+        """Disconnect, close, unlock. Sessions must have ended. Safe to repeat."""
+
+class Session:
+    """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
+
+    track_size, memory_bytes, file_bytes: bytes. file_fd: the file tier, taken over on success.
+    """
+
+    def __init__(
+        self, volume: Volume, *, track_size: int, memory_bytes: int, file_fd: int = -1, file_bytes: int = 0,
+        low_percent: int = 0, high_percent: int = 0, max_delay_us: int = 0, faults: int = 0,
+    ) -> None: ...
+    @property
+    def volume(self) -> Volume: ...
+    def handles(self) -> dict[str, int]:
+        """owned_fd, shared_fd, drain_fd, volume_fd, file_fd (-1: none), owned_bytes, shared_bytes.
+
+        The descriptors stay the session's; send or duplicate them.
+        """
+    def report(self) -> dict[str, int | str]:
+        """Fields of tz_session_report; state and puncture as lower-case words."""
+    def end(self, *, cancel: bool = False) -> dict[str, int | str]:
+        """Take the session out of its gate; the final report. state "ended" means intact. Safe to repeat."""
+    def close(self) -> None:
+        """End when needed (as cancelled), free memory and descriptors. Safe to repeat."""
+
+class Suspension:
+    """A group's passage from close to open. Raises TimeoutError when the deadline passed: everything is open again."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None: ...
+    def run(self, deadline_us: int) -> SuspensionTimes:
+        """close, drain, install, open in one go."""
+    def close_gates(self, deadline_us: int) -> None: ...
+    def install(self) -> None: ...
+    def open_gates(self) -> SuspensionTimes: ...
+    def abort(self) -> None: ...
