@@ -55,21 +55,26 @@ struct tz_request {
      * BLOCK_STATUS: room for `capacity` tz_volume_extent. */
     void *buffer;
     uint32_t capacity;
-    void (*done)(tz_request *request, int64_t result); /* 0 (BLOCK_STATUS: extents filled in) or -errno */
+    /* 0 or -errno. BLOCK_STATUS: `capacity` is then the number of extents filled in, at least 1; together they cover a first
+     * part of the range, at most all of it. May be called inside tz_volume_submit. */
+    void (*done)(tz_request *request, int64_t result);
     void *user;
 
     /* The volume's own until done is called. Fixed room, so that no update ever waits for an allocation. */
     struct {
         tz_io_op op;
-        tz_request *next, *prev; /* queue of the moment: held, waiting for a block, in flight */
-        uint64_t at, end;        /* the piece under way, widened to blocks */
-        uint64_t piece_end;
+        tz_volume *volume;
+        tz_request *next, *prev;               /* queue of the moment: for a block, held, for a bounce buffer */
+        tz_request *active_next, *active_prev; /* updates from lock to completion */
+        uint64_t cursor;                       /* done up to here */
+        uint64_t from, to;                     /* the piece under way, as asked for */
+        uint64_t at, end;                      /* the same, widened to blocks */
         uint64_t held_since_ns;
+        uint64_t held_by; /* sessions that made it wait, a bit each */
         void *bounce;
-        uint32_t waits; /* before-image reads still to come */
-        uint32_t state;
-        int32_t error;
-        bool held, exclusive;
+        uint32_t method; /* how the piece is done */
+        bool held, exclusive, delayed, delay_running;
+    } volume;
     } volume;
 };
 
