@@ -75,7 +75,6 @@ struct tz_request {
         uint32_t method; /* how the piece is done */
         bool held, exclusive, delayed, delay_running;
     } volume;
-    } volume;
 };
 
 typedef struct tz_volume_config {
