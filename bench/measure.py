@@ -1,0 +1,129 @@
+"""Measuring whole commands beside each other: alternating rounds, medians, ratios; wall and CPU seconds, peak memory.
+
+These machines drift: a figure means something only against another figure of the same rounds. So every
+round runs each contender once, in an order that rotates, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+@dataclass
+class Sample:
+    """One run: seconds of wall clock and CPU (user and system, children included), bytes of peak memory."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+@dataclass
+class Contender:
+    """A command to be measured. `before` runs untimed ahead of each run, e.g. to remove the target."""
+
+    name: str
+    command: Sequence[str]
+    before: Callable[[], None] = lambda: None
+    samples: list[Sample] = field(default_factory=list)
+
+    def median(self, what: str) -> float:
+        return statistics.median(getattr(s, what) for s in self.samples)
+
+
+def _children_peak(root: int, stop: threading.Event, out: list[int]) -> None:
+    """Peak of the summed resident memory of a process and its descendants, sampled every 50 ms."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    while not stop.wait(0.05):
+        total, queue = 0, [root]
+        while queue:
+            pid = queue.pop()
+            try:
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    queue += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+            except (OSError, IndexError, ValueError):
+                continue
+        out[0] = max(out[0], total)
+
+
+def run_once(command: Sequence[str]) -> Sample:
+    """Runs a command to its end. Raises CalledProcessError with its error output when it fails."""
+    peak, stop = [0], threading.Event()
+    begin = time.perf_counter()
+    before = os.times()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    watcher = threading.Thread(target=_children_peak, args=(process.pid, stop, peak))
+    watcher.start()
+    err = process.communicate()[1]
+    wall = time.perf_counter() - begin
+    stop.set()
+    watcher.join()
+    after = os.times()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command), stderr=err.decode(errors="replace"))
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Sample(wall, cpu, peak[0])
+
+
+def drop_caches() -> None:
+    """Cold caches for the next run; needs root, and says so once when it cannot."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        print("bench: caches cannot be dropped without root: runs are warm", file=sys.stderr)
+
+
+def alternate(contenders: Sequence[Contender], rounds: int) -> None:
+    """`rounds` rounds, each contender once a round, the order rotating."""
+    for number in range(rounds):
+        order = [*contenders[number % len(contenders) :], *contenders[: number % len(contenders)]]
+        for contender in order:
+            contender.before()
+            drop_caches()
+            contender.samples.append(run_once(contender.command))
+            s = contender.samples[-1]
+            print(f"  round {number + 1}: {contender.name}: {s.wall:.2f} s", file=sys.stderr, flush=True)
+
+
+def ratio(a: Contender, b: Contender, what: str = "wall") -> float:
+    """Median over the rounds of b's figure over a's: how many times faster a is."""
+    return statistics.median(
+        getattr(y, what) / max(getattr(x, what), 1e-9) for x, y in zip(a.samples, b.samples, strict=True)
+    )
+
+
+def table(contenders: Sequence[Contender], ours: Contender, size: int) -> str:
+    """Medians side by side; `ratio`: how many times faster ours is than the row."""
+    lines = [f"{'':<28}{'wall s':>8}{'GB/s':>8}{'CPU s/GiB':>11}{'peak MiB':>10}{'ratio':>8}"]
+    for c in contenders:
+        wall = c.median("wall")
+        lines.append(
+            f"{c.name:<28}{wall:>8.2f}{size / wall / 1e9:>8.2f}{c.median('cpu') / (size / GIB):>11.3f}"
+            f"{c.median('peak') / (1 << 20):>10.0f}{ratio(ours, c):>8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def as_json(contenders: Sequence[Contender], ours: Contender, size: int) -> str:
+    return json.dumps(
+        {
+            "size": size,
+            "contenders": [
+                {"name": c.name, "ratio": ratio(ours, c), "samples": [vars(s) for s in c.samples]} for c in contenders
+            ],
+        },
+        indent=1,
+    )
