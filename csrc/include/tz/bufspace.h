@@ -3,15 +3,30 @@
  * The buffer space: the mover's preallocated memory, cut into chunk-sized frames; areas give a share of
  * the frames to one dataset each.
  *
- * One aligned, prefaulted mapping, huge pages where allowed. A dataset asks for an area; it is granted
- * when there is room for its minimum, else it waits in line, first come first served. Every granted
- * area has a quota: an equal share of the frames, cut to what the dataset can use, and redistributed
- * whenever an area starts or ends. An area over its quota keeps the frames it holds and gets no new ones until
- * it has given back the surplus. Frames are never shared between areas.
+ * One aligned, prefaulted mapping, huge pages where allowed; not inherited by a fork, not in core dumps. A dataset
+ * asks for an area; it is granted when there is room for its minimum, else it waits in line, first come first
+ * served. Every granted area has a quota: an equal share of the frames, cut to what the dataset can use, what it leaves
+ * going to the others; redistributed whenever an area starts or ends. An area over its quota keeps the frames it
+ * holds and gets no new ones until it has given back the surplus. Frames are never shared between areas.
+ *
+ *   request ─▶ waiting in line ─▶ granted ─▶ released        take, give: granted only
+ *
+ * Invariants
+ *   1. sum of quotas = min(frames, sum of useful) over the granted areas; a waiting area has quota 0.
+ *   2. quota >= need = min(minimum, useful) for every granted area; sum of needs <= frames (that is the
+ *      rule of admission). So the minimum of one never depends on another's end.
+ *   3. take succeeds exactly when held < quota and a frame is free. When no area is over its quota, a frame is
+ *      free for everyone below his: the others hold no more than their quotas. While some area
+ *      holds a surplus, each of its frames that comes back can be had only by areas below their quotas. So
+ *      everyone reaches his quota once the surplus is back, and nobody starves as long as holders go on.
+ *   4. A take that returned NULL is followed by a notify as soon as a take would succeed again, or, for
+ *      one in line, when it is granted. All who may now take are told, not one: who loses the race takes NULL
+ *      again, and is told again. So no wake-up is lost. Nobody is told twice without a refusal in between.
+ *   5. A frame has one owner, from take to give by the same area.
  *
  * Errors   -ENOMEM (mapping), -EINVAL (sizes).
  * Memory   all of it at create, none later but the area object; destroy asserts that every area
- *          was released.
+ *          was released. Under AddressSanitizer frames that no one holds are poisoned.
  * Threads  all functions may be called by any thread (one mutex; take and give are a few ns inside).
  */
 #ifndef TZ_BUFSPACE_H
@@ -28,17 +43,19 @@ enum {
 };
 
 typedef struct tz_bufspace_stats {
-    uint64_t frame_size;     /* bytes */
-    uint32_t frames;         /* in all */
-    uint32_t frames_taken;   /* now */
-    uint32_t frames_peak;    /* most ever taken at once */
-    uint32_t areas;          /* granted now */
-    uint32_t areas_waiting;  /* in line now */
-    uint32_t areas_total;    /* ever granted */
-    bool huge, locked;       /* what the kernel allowed */
+    uint64_t frame_size;    /* bytes */
+    uint32_t frames;        /* in all */
+    uint32_t frames_taken;  /* now */
+    uint32_t frames_peak;   /* most ever taken at once */
+    uint32_t areas;         /* granted now */
+    uint32_t areas_waiting; /* in line now */
+    uint32_t areas_total;   /* ever granted */
+    bool huge;              /* huge pages back all of it (as the kernel says, not as it was asked) */
+    bool locked;            /* in memory */
 } tz_bufspace_stats;
 
-/* frame_size: a multiple of 4096; frames are aligned to 4096 at least. minimum: frames an area must be able to get before it is granted. */
+/* frame_size: a multiple of 4096; frames are aligned to 4096 at least. minimum: frames an area must be able to get
+ * before it is granted. */
 int tz_bufspace_create(tz_bufspace **out, size_t frame_size, uint32_t frames, uint32_t minimum, unsigned flags);
 void tz_bufspace_destroy(tz_bufspace *space);
 void tz_bufspace_stats_get(tz_bufspace *space, tz_bufspace_stats *out);
@@ -46,11 +63,13 @@ void tz_bufspace_stats_get(tz_bufspace *space, tz_bufspace_stats *out);
 /* The whole mapping, for io_uring buffer registration. */
 void *tz_bufspace_base(const tz_bufspace *space, size_t *bytes);
 
-/* Called by whichever thread's release or rebalance granted the area, or raised its quota after a
- * take that returned NULL: "there may be a frame now". Must not call back into the space. */
+/* "Look again": the area was granted after it waited in line, or there may be a frame after a take that returned
+ * NULL. Called under the space's mutex, by whichever thread's give or release (its own too) made it so, until
+ * tz_area_release has returned: it must be quick (an eventfd) and must not call back into the space. */
 typedef void (*tz_area_notify)(void *user);
 
-/* Join the line. `useful` is the most frames the dataset can use (its chunk count), at least 1. */
+/* Join the line. `useful` is the most frames the dataset can use (its chunk count), at least 1. May be granted at
+ * once; that is not notified. `notify` may be NULL. */
 int tz_area_request(tz_area **out, tz_bufspace *space, uint32_t useful, tz_area_notify notify, void *user);
 bool tz_area_granted(tz_area *area);
 uint32_t tz_area_quota(tz_area *area);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Digest of a chunk, XXH3-128 (canonical, big-endian bytes), fused with zero detection: one pass while
- * the chunk is in cache. A chunk of zeros is told within its first bytes when it is not one.
+ * the chunk is in cache. A chunk that is not zero is told apart within its first bytes.
+ * The fastest vector code this CPU has is chosen at run time.
  *
  * Errors   none.   Memory   none.   Threads  any.
  */
