@@ -7,7 +7,8 @@
  * answered with an error; one that does not (bad magic, oversized payload) ends the connection, never the server.
  * Memory is bounded: a connection reads no further request while its requests in flight hold its limit.
  *
- * Errors   adopt: -EINVAL, -ENOMEM, and then the socket stays the caller's.
+ * Errors   adopt: -EINVAL, -ENOMEM, -ESHUTDOWN (the volume's connections are being closed), and then the socket
+ *          stays the caller's.
  * Memory   the connection frees itself when its last request has completed.
  * Threads  adopt, close_all: any thread but the volume's; all else runs on the volume's thread.
  */
@@ -28,8 +29,8 @@ enum {
 typedef struct tz_nbd_config {
     unsigned flags;
     uint32_t context_id;
-    uint32_t max_requests; /* in flight a connection; 0 = 128 */
-    uint64_t max_bytes;    /* payload in flight a connection; 0 = 64 MiB */
+    uint32_t max_requests; /* in flight a connection, at most 4096; 0 = 128 */
+    uint64_t max_bytes;    /* payload in flight a connection, or one request's if that is more; 0 = 64 MiB */
 } tz_nbd_config;
 
 typedef struct tz_nbd_stats {
@@ -37,14 +38,17 @@ typedef struct tz_nbd_stats {
     uint64_t requests, protocol_errors;
 } tz_nbd_stats;
 
-/* The transmission flags the handshake has to announce for this volume. */
+/* The transmission flags the handshake has to announce for this volume. SEND_DF (bit 7) is among them: the handshake
+ * clears it for a client that did not negotiate structured replies. */
 uint16_t tz_nbd_transmission_flags(const tz_volume *volume, bool read_only);
 
-/* [any] Takes the socket over. */
+/* [any] Takes the socket over: a stream socket, made blocking. -EINVAL: it is something else, the volume is not the
+ * reactor's, or the configuration contradicts itself. */
 int tz_nbd_adopt(tz_reactor *reactor, tz_volume *volume, int fd, const tz_nbd_config *config);
 
-/* [any] Ends all connections of a volume: shuts their sockets, lets issued requests complete, waits for
- * both up to timeout_ns. 0 or -ETIMEDOUT. */
+/* [any] Ends all connections of a volume and takes no new ones: reads nothing more, lets issued requests complete and
+ * their replies be sent; clients that have not taken those after half of timeout_ns (at most a second) are cut off. 0,
+ * and the counters are forgotten; or -ETIMEDOUT, and it may be called again. Before tz_volume_close. */
 int tz_nbd_close_all(tz_reactor *reactor, tz_volume *volume, uint64_t timeout_ns);
 
 /* [any] */
