@@ -1,0 +1,137 @@
+"""Build script of the cffi module timezero._linux._cffi: rare, stateless system calls. Run by setup.py, never at run time."""
+
+from __future__ import annotations
+
+from cffi import FFI
+
+ffi = FFI()
+
+ffi.cdef(
+    """
+    int tz_device_size(int fd, uint64_t *bytes);
+    int tz_freeze(int fd);
+    int tz_thaw(int fd);
+    int tz_lease_set(int fd, int type);
+    int tz_lease_get(int fd);
+    int tz_rename_noreplace(const char *old, const char *new);
+    int tz_direct_alignment(const char *path, uint32_t *memory, uint32_t *offset);
+    int tz_memfd_seals(void);
+
+    typedef struct {
+        uint64_t logical, physical, length;
+        uint32_t flags;
+    } tz_fiemap_extent;
+    int tz_fiemap(int fd, uint64_t start, tz_fiemap_extent *extents, uint32_t room);
+    """
+)
+
+# Every function: 0 or a count, or -errno.
+ffi.set_source(
+    "timezero._linux._cffi",
+    r"""
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <linux/fiemap.h>
+    #include <linux/fs.h>
+    #include <linux/stat.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <sys/ioctl.h>
+    #include <sys/mman.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    static int tz_result(int value)
+    {
+        return value < 0 ? -errno : value;
+    }
+
+    static int tz_device_size(int fd, uint64_t *bytes)
+    {
+        return tz_result(ioctl(fd, BLKGETSIZE64, bytes));
+    }
+
+    static int tz_freeze(int fd)
+    {
+        return tz_result(ioctl(fd, FIFREEZE, 0));
+    }
+
+    static int tz_thaw(int fd)
+    {
+        return tz_result(ioctl(fd, FITHAW, 0));
+    }
+
+    static int tz_lease_set(int fd, int type)
+    {
+        return tz_result(fcntl(fd, F_SETLEASE, type));
+    }
+
+    static int tz_lease_get(int fd)
+    {
+        return tz_result(fcntl(fd, F_GETLEASE));
+    }
+
+    static int tz_rename_noreplace(const char *old, const char *new)
+    {
+        return tz_result((int)syscall(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, RENAME_NOREPLACE));
+    }
+
+    /* The kernel's struct statx up to what is needed here: glibc 2.36 has no STATX_DIOALIGN yet. */
+    #define TZ_STATX_DIOALIGN 0x2000U
+    struct tz_statx {
+        uint32_t mask, blksize;
+        uint8_t before[144];
+        uint32_t dio_mem_align, dio_offset_align;
+        uint8_t after[96];
+    };
+
+    static int tz_direct_alignment(const char *path, uint32_t *memory, uint32_t *offset)
+    {
+        struct tz_statx st;
+        memset(&st, 0, sizeof st);
+        if (syscall(SYS_statx, AT_FDCWD, path, 0, TZ_STATX_DIOALIGN, &st) != 0)
+            return -errno;
+        if (!(st.mask & TZ_STATX_DIOALIGN))
+            return -EOPNOTSUPP;
+        *memory = st.dio_mem_align;
+        *offset = st.dio_offset_align;
+        return 0;
+    }
+
+    /* The seals that a memory shared with a data mover needs: no resizing, no writing of others. */
+    static int tz_memfd_seals(void)
+    {
+        int fd = (int)syscall(SYS_memfd_create, "timezero-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        if (fd < 0)
+            return -errno;
+        int result = tz_result(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | 0x0010 /* F_SEAL_FUTURE_WRITE */));
+        close(fd);
+        return result;
+    }
+
+    typedef struct {
+        uint64_t logical, physical, length;
+        uint32_t flags;
+    } tz_fiemap_extent;
+
+    static int tz_fiemap(int fd, uint64_t start, tz_fiemap_extent *extents, uint32_t room)
+    {
+        struct fiemap *map = calloc(1, sizeof *map + (size_t)room * sizeof map->fm_extents[0]);
+        if (!map)
+            return -ENOMEM;
+        map->fm_start = start;
+        map->fm_length = FIEMAP_MAX_OFFSET - start;
+        map->fm_extent_count = room;
+        int result = tz_result(ioctl(fd, FS_IOC_FIEMAP, map));
+        for (uint32_t i = 0; result == 0 && i < map->fm_mapped_extents; i++) {
+            const struct fiemap_extent *e = &map->fm_extents[i];
+            extents[i] = (tz_fiemap_extent){e->fe_logical, e->fe_physical, e->fe_length, e->fe_flags};
+        }
+        if (result == 0)
+            result = (int)map->fm_mapped_extents;
+        free(map);
+        return result;
+    }
+    """,
+)
