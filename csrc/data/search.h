@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * How many of a sorted array's keys are at most a query: a static B+ tree, a cache line a node.
+ *
+ *   layer 0            [k k k k k k k k]                  8 keys, 9 children: key j is the first key under child j + 1
+ *   layer 1      [........] [........]  ...  9            children of node n: 9n .. 9n + 8, no pointers
+ *   leaves       [ all keys, sorted, 8 a node ]           padded with INT64_MAX, which no query reaches
+ *
+ * A million keys are 7 layers, of which the first five stay in the first-level caches; a plain binary search
+ * visits 20 places. Keys are signed because that is the comparison that vector units have.
+ *
+ * Errors   -ENOMEM.   Threads  constant once built.
+ */
+#ifndef TZ_DATA_SEARCH_H
+#define TZ_DATA_SEARCH_H
+
+#include "tz/common.h"
+
+#define TZ_SEARCH_KEYS   8
+#define TZ_SEARCH_LAYERS 21 /* 9^20 x 8 keys are more than 2^64 */
+
+typedef struct tz_search_node {
+    _Alignas(TZ_CACHE_LINE) int64_t keys[TZ_SEARCH_KEYS];
+} tz_search_node;
+
+typedef struct tz_search {
+    tz_search_node *layer[TZ_SEARCH_LAYERS]; /* the last one is the leaves; all are one allocation, owned by layer[0] */
+    unsigned layers;
+    uint64_t leaves;
+} tz_search;
+
+/* `keys`: every `stride` bytes a uint64_t below INT64_MAX, ascending. */
+int tz_search_build(tz_search *out, const uint64_t *keys, size_t stride, uint64_t count);
+void tz_search_clear(tz_search *search);
+
+/* Any address as a query: those that no key can have count as the last possible one. */
+static inline int64_t tz_search_query(uint64_t address)
+{
+    return (int64_t)tz_min_u64(address, (uint64_t)INT64_MAX - 1);
+}
+
+/* Always inlined, so that a caller compiled for a better instruction set gets that set's vector code. */
+static inline __attribute__((always_inline)) uint64_t tz_search_node_rank(const tz_search_node *node, int64_t query)
+{
+    typedef int64_t quad __attribute__((vector_size(32), may_alias));
+    const quad *keys = (const quad *)node->keys;
+    quad above = (keys[0] > query) + (keys[1] > query); /* -1 for each */
+
+    return (uint64_t)(TZ_SEARCH_KEYS + above[0] + above[1] + above[2] + above[3]);
+}
+
+/* The ranks of n queries, layer by layer: the cache misses of one layer overlap. */
+static inline __attribute__((always_inline)) void tz_search_ranks(const tz_search *search, const int64_t *query,
+                                                                  uint64_t *rank, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        rank[i] = 0;
+    for (unsigned layer = 0; layer + 1 < search->layers; layer++) {
+        const tz_search_node *nodes = search->layer[layer], *below = search->layer[layer + 1];
+
+        for (unsigned i = 0; i < n; i++) {
+            rank[i] = rank[i] * (TZ_SEARCH_KEYS + 1) + tz_search_node_rank(&nodes[rank[i]], query[i]);
+            __builtin_prefetch(&below[rank[i]]);
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        rank[i] = rank[i] * TZ_SEARCH_KEYS + tz_search_node_rank(&search->layer[search->layers - 1][rank[i]], query[i]);
+}
+
+#endif
