@@ -51,6 +51,9 @@ typedef void (*tz_io_done)(tz_io_op *op, int64_t result);
 
 #define TZ_IO_IOV_MAX 1024
 
+/* READ, WRITE: as this offset, the file's own position (pipes and the like). */
+#define TZ_IO_AT_POSITION UINT64_MAX
+
 struct tz_io_op {
     /* The owner fills these. */
     tz_io_opcode opcode;
