@@ -27,7 +27,7 @@ tz_transfer_next tz_transfer_judge(tz_io_op *op, int64_t got);
 
 static inline struct iovec *tz_transfer_iov(const tz_io_op *op)
 {
-    return op->iov + op->engine.word[TZ_WORD_IOV];
+    return op->iov ? op->iov + op->engine.word[TZ_WORD_IOV] : NULL; /* not every op has vectors */
 }
 
 static inline uint32_t tz_transfer_iovs(const tz_io_op *op)
