@@ -124,6 +124,7 @@ typedef struct tz_transfer_report {
 } tz_transfer_report;
 
 int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config);
+tz_io_kind tz_mover_engine(const tz_mover *mover); /* of its workers */
 
 /* Adds a transfer before start; returns its number. Source and sink are taken over on success. `index`, room for ceil(size / chunk_size) entries, zero-filled, or NULL; it must live until destroy. */
 int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index);

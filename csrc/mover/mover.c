@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The mover's life: create, add, start, wait, cancel, report, destroy.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define TZ_DEPTH_DEFAULT 8
+#define TZ_DEPTH_MAX     256
+#define TZ_WORKERS_MAX   64
+
+uint64_t tz_mover_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+int tz_mover_file_open(tz_file *out, int fd, unsigned flags)
+{
+    char path[32];
+    tz_file file;
+    int rc;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    rc = tz_file_open(&file, path, flags);
+    if (rc == 0 && file.direct && (file.memory_align > TZ_FRAME_ALIGN || file.offset_align > TZ_FRAME_ALIGN)) {
+        tz_file_close(&file);
+        rc = tz_file_open(&file, path, flags | TZ_FILE_BUFFERED);
+    }
+    if (rc == 0)
+        *out = file;
+    return rc;
+}
+
+void tz_source_destroy(tz_source *source)
+{
+    if (source)
+        source->ops->destroy(source);
+}
+
+void tz_sink_destroy(tz_sink *sink)
+{
+    if (sink)
+        sink->ops->destroy(sink);
+}
+
+static int check_config(tz_mover_config *config, tz_bufspace *space)
+{
+    tz_bufspace_stats stats;
+
+    config->workers = config->workers ? config->workers : 1;
+    config->depth = config->depth ? config->depth : TZ_DEPTH_DEFAULT;
+    tz_bufspace_stats_get(space, &stats);
+    if (config->workers > TZ_WORKERS_MAX || config->depth > TZ_DEPTH_MAX)
+        return -EINVAL;
+    if (config->chunk_size == 0 || config->chunk_size % TZ_FRAME_ALIGN || config->chunk_size > TZ_CHUNK_MAX ||
+        config->chunk_size > stats.frame_size)
+        return -EINVAL;
+    return 0;
+}
+
+static int create_workers(tz_mover *mover)
+{
+    mover->workers = calloc(mover->config.workers, sizeof(*mover->workers));
+    if (!mover->workers)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < mover->config.workers; i++) {
+        int rc = tz_worker_create(&mover->workers[i], mover, i);
+
+        if (rc < 0) {
+            while (i-- > 0)
+                tz_worker_destroy(&mover->workers[i]);
+            free(mover->workers);
+            return rc;
+        }
+    }
+    return 0;
+}
+
+int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config)
+{
+    tz_mover *mover = calloc(1, sizeof(*mover));
+    pthread_condattr_t monotonic;
+    int rc;
+
+    if (!mover)
+        return -ENOMEM;
+    mover->config = *config;
+    mover->space = space;
+    rc = check_config(&mover->config, space);
+    if (rc == 0)
+        rc = create_workers(mover);
+    if (rc < 0) {
+        free(mover);
+        return rc;
+    }
+    tz_pace_create(&mover->pace, &mover->config);
+    pthread_mutex_init(&mover->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&mover->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    *out = mover;
+    return 0;
+}
+
+tz_io_kind tz_mover_engine(const tz_mover *mover)
+{
+    return tz_io_engine(mover->workers[0].io);
+}
+
+int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index)
+{
+    tz_transfer **grown;
+    int rc;
+
+    if (mover->started)
+        return -EBUSY;
+    grown = realloc(mover->transfers, (mover->count + 1) * sizeof(*grown));
+    if (!grown)
+        return -ENOMEM;
+    mover->transfers = grown;
+    rc = tz_transfer_create(&grown[mover->count], mover, source, sink, index);
+    return rc < 0 ? rc : (int)mover->count++;
+}
+
+int tz_mover_start(tz_mover *mover)
+{
+    int rc = 0;
+
+    if (mover->started)
+        return -EBUSY;
+    mover->started = true;
+    for (uint32_t i = 0; i < mover->count && rc == 0; i++)
+        rc = tz_transfer_request(mover->transfers[i]);
+    for (uint32_t i = 0; i < mover->config.workers && rc == 0; i++)
+        rc = tz_worker_start(&mover->workers[i]);
+    if (rc < 0)
+        tz_mover_cancel(mover);
+    return rc;
+}
+
+int tz_mover_wait(tz_mover *mover, int64_t timeout_ns)
+{
+    uint64_t until = tz_mover_now() + (uint64_t)(timeout_ns > 0 ? timeout_ns : 0);
+    struct timespec at = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+    int rc = 0, ended;
+
+    pthread_mutex_lock(&mover->lock);
+    while (mover->ended < mover->count && rc != ETIMEDOUT) {
+        if (timeout_ns < 0)
+            rc = pthread_cond_wait(&mover->changed, &mover->lock);
+        else
+            rc = pthread_cond_timedwait(&mover->changed, &mover->lock, &at);
+    }
+    ended = mover->ended == mover->count;
+    pthread_mutex_unlock(&mover->lock);
+    return ended;
+}
+
+void tz_mover_cancel(tz_mover *mover)
+{
+    for (uint32_t i = 0; i < mover->count; i++)
+        tz_transfer_fail(mover->transfers[i], -ECANCELED, TZ_SIDE_NONE, 0);
+    /* Without threads nobody else performs the end. */
+    if (!mover->workers[0].running)
+        for (uint32_t i = 0; i < mover->count; i++)
+            tz_transfer_settle(mover->transfers[i]);
+}
+
+static uint64_t get(_Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+void tz_mover_report_get(tz_mover *mover, uint32_t number, tz_transfer_report *out)
+{
+    tz_transfer *transfer = mover->transfers[number];
+    tz_transfer_report report = {.size = transfer->size, .chunks = transfer->chunks};
+
+    /* done first: what is read afterwards is then final. */
+    report.done = atomic_load(&transfer->ended);
+    pthread_mutex_lock(&transfer->lock);
+    report.error = transfer->error;
+    report.side = transfer->side;
+    report.error_offset = transfer->error_offset;
+    pthread_mutex_unlock(&transfer->lock);
+    report.bytes_done = get(&transfer->bytes_done);
+    report.bytes_read = get(&transfer->bytes_read);
+    report.bytes_written = get(&transfer->bytes_written);
+    report.chunks_zero = get(&transfer->chunks_zero);
+    report.chunks_direct = get(&transfer->chunks_by_origin[TZ_ORIGIN_DIRECT]);
+    report.chunks_sidefile = get(&transfer->chunks_by_origin[TZ_ORIGIN_SIDEFILE]);
+    report.chunks_mixed = get(&transfer->chunks_by_origin[TZ_ORIGIN_MIXED]);
+    report.tracks_from_sidefile = get(&transfer->tracks_taken);
+    report.chunks_ahead = get(&transfer->chunks_ahead);
+    report.started_ns = get(&transfer->started_ns);
+    report.ended_ns = get(&transfer->ended_ns);
+    if (transfer->source->ops->activity) {
+        tz_activity activity;
+
+        transfer->source->ops->activity(transfer->source, &activity);
+        report.pressure = activity.used;
+    }
+    *out = report;
+}
+
+int tz_mover_sync(tz_mover *mover, uint32_t number)
+{
+    tz_transfer *transfer = mover->transfers[number];
+
+    if (!atomic_load(&transfer->ended))
+        return -EBUSY;
+    if (transfer->error < 0)
+        return transfer->error;
+    return transfer->sink->ops->sync ? transfer->sink->ops->sync(transfer->sink) : 0;
+}
+
+void tz_mover_destroy(tz_mover *mover)
+{
+    if (!mover)
+        return;
+    if (mover->started) {
+        tz_mover_cancel(mover);
+        tz_mover_wait(mover, -1);
+    }
+    for (uint32_t i = 0; i < mover->config.workers; i++)
+        tz_worker_destroy(&mover->workers[i]);
+    for (uint32_t i = 0; i < mover->count; i++)
+        tz_transfer_destroy(mover->transfers[i]);
+    free(mover->workers);
+    free(mover->transfers);
+    tz_pace_destroy(&mover->pace);
+    pthread_mutex_destroy(&mover->lock);
+    pthread_cond_destroy(&mover->changed);
+    free(mover);
+}

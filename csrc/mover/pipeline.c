@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The life of a chunk on its worker.
+ *
+ *   FREE ──start──▶ LOADING ──▶ LOADED ──▶ STORING ──▶ STORED ──▶ FREE
+ *                    │  ▲         │ ▲         │ ▲        index entry, counters
+ *                    └──┘         ▼ │         └─┘
+ *                 operations    PARKED     operations
+ *              (volume, tier)  (ordered    (target)
+ *                               sinks)
+ *
+ * LOADING ends with T0 content in the frame, or the knowledge that all of it is zero. LOADED takes
+ * digest and zero detection in one pass. An error, or a transfer that stops, leads from every state to FREE, but
+ * only once the operation under way has ended: the kernel may write into the frame until then. The
+ * volume is never read again from LOADED on.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+static void advance(tz_chunk *chunk);
+
+static void op_done(tz_io_op *op, int64_t result)
+{
+    tz_chunk *chunk = op->user;
+
+    chunk->pending = false;
+    chunk->interruptible = false;
+    chunk->result = result;
+    /* The engine goes on after these by itself; one more try is for a target that says so at length. */
+    if (op->opcode == TZ_IO_WRITE && (result == -EINTR || result == -EAGAIN) && !chunk->retried) {
+        chunk->retried = true;
+        chunk->pending = true;
+        tz_io_write(chunk->worker->io, op, chunk->again.fd, chunk->again.buffer, chunk->again.length,
+                    chunk->again.offset, op_done);
+        return;
+    }
+    advance(chunk);
+}
+
+void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
+{
+    chunk->pending = true;
+    chunk->op.user = chunk;
+    tz_io_read(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
+}
+
+void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
+{
+    chunk->pending = true;
+    chunk->retried = false;
+    chunk->again.fd = fd;
+    chunk->again.buffer = buffer;
+    chunk->again.length = length;
+    chunk->again.offset = offset;
+    chunk->op.user = chunk;
+    tz_io_write(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
+}
+
+void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)
+{
+    chunk->pending = true;
+    chunk->op = (tz_io_op){
+        .opcode = opcode, .fd = fd, .offset = offset, .length = length, .arg = arg, .done = op_done, .user = chunk};
+    tz_io_submit(chunk->worker->io, &chunk->op);
+}
+
+void tz_chunk_poll(tz_chunk *chunk, int fd, uint32_t events)
+{
+    chunk->interruptible = true;
+    tz_chunk_range(chunk, TZ_IO_POLL, fd, 0, 0, events);
+}
+
+void tz_chunk_materialize(tz_chunk *chunk, uint32_t pad)
+{
+    uint32_t padded = (uint32_t)tz_align_up(chunk->length, pad);
+
+    if (chunk->zero)
+        memset(chunk->frame, 0, chunk->length);
+    chunk->zero = false;
+    memset(chunk->frame + chunk->length, 0, padded - chunk->length);
+}
+
+/* From claim to end: the frame goes back, the slot is free. */
+static void retire(tz_chunk *chunk, bool stored)
+{
+    tz_transfer *transfer = chunk->transfer;
+    tz_worker *worker = chunk->worker;
+
+    assert(!chunk->pending);
+    tz_area_give(transfer->area, chunk->frame);
+    chunk->frame = NULL;
+    chunk->state = TZ_CHUNK_FREE;
+    worker->in_flight--;
+    tz_transfer_leave(transfer, stored);
+}
+
+static void fail(tz_chunk *chunk, int error, enum tz_transfer_side side, uint64_t offset)
+{
+    tz_transfer_fail(chunk->transfer, error, side, offset);
+    tz_worker_interrupt(chunk->worker, chunk->transfer);
+    retire(chunk, false);
+}
+
+/* Digest and zero detection while the chunk is in cache; the check against what the source knows. */
+static int identify(tz_chunk *chunk)
+{
+    tz_source *source = chunk->transfer->source;
+    tz_index_entry *entry = &chunk->entry;
+
+    if (chunk->zero) {
+        if (chunk->length == chunk->worker->mover->config.chunk_size)
+            entry->digest = chunk->transfer->zeros;
+        else
+            tz_digest_zeros(&entry->digest, chunk->length);
+    } else {
+        chunk->zero = tz_digest_chunk(&entry->digest, chunk->frame, chunk->length);
+    }
+    entry->codec = chunk->zero ? TZ_CODEC_ZERO : TZ_CODEC_RAW;
+    return source->ops->check ? source->ops->check(source, chunk, &entry->digest) : 0;
+}
+
+static void account(tz_chunk *chunk)
+{
+    tz_transfer *transfer = chunk->transfer;
+
+    if (transfer->index)
+        transfer->index[chunk->number] = chunk->entry;
+    if (chunk->entry.codec == TZ_CODEC_ZERO)
+        atomic_fetch_add_explicit(&transfer->chunks_zero, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->chunks_by_origin[chunk->entry.origin], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->tracks_taken, chunk->taken, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_read, chunk->read, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_written, chunk->written, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_done, chunk->length, memory_order_relaxed);
+}
+
+/* An ordered sink has stored a chunk: the next one may be waiting. */
+static void unpark(tz_worker *worker, tz_transfer *transfer)
+{
+    for (uint32_t i = 0; i < worker->mover->config.depth; i++) {
+        tz_chunk *chunk = &worker->chunks[i];
+
+        if (chunk->state == TZ_CHUNK_PARKED && chunk->transfer == transfer && chunk->number == transfer->in_order) {
+            chunk->state = TZ_CHUNK_STORING;
+            advance(chunk);
+            return;
+        }
+    }
+}
+
+static void loaded(tz_chunk *chunk)
+{
+    tz_transfer *transfer = chunk->transfer;
+    int rc = identify(chunk);
+
+    if (rc < 0) {
+        fail(chunk, rc, TZ_SIDE_SOURCE, chunk->offset);
+        return;
+    }
+    /* What was not read costs no tokens. */
+    if (chunk->read < chunk->length)
+        tz_pace_refund(&chunk->worker->mover->pace, chunk->length - chunk->read);
+    chunk->phase = 0;
+    chunk->state = transfer->sink->ops->ordered ? TZ_CHUNK_PARKED : TZ_CHUNK_STORING;
+    if (chunk->state == TZ_CHUNK_PARKED && chunk->number == transfer->in_order)
+        chunk->state = TZ_CHUNK_STORING;
+}
+
+static void stored(tz_chunk *chunk)
+{
+    tz_transfer *transfer = chunk->transfer;
+    tz_worker *worker = chunk->worker;
+
+    account(chunk);
+    if (!transfer->sink->ops->ordered) {
+        retire(chunk, true);
+        return;
+    }
+    transfer->in_order++;
+    /* The transfer outlives its last chunk: only destroy frees it. */
+    retire(chunk, true);
+    unpark(worker, transfer);
+}
+
+static void advance(tz_chunk *chunk)
+{
+    while (chunk->state != TZ_CHUNK_FREE) {
+        tz_transfer *transfer = chunk->transfer;
+        int rc = TZ_STEP_DONE;
+
+        if (atomic_load(&transfer->stopping)) {
+            retire(chunk, false);
+            return;
+        }
+        switch (chunk->state) {
+        case TZ_CHUNK_LOADING:
+            rc = transfer->source->ops->load(transfer->source, chunk);
+            if (rc < 0)
+                fail(chunk, rc, chunk->side, chunk->offset + chunk->at);
+            else if (rc == TZ_STEP_DONE)
+                chunk->state = TZ_CHUNK_LOADED;
+            break;
+        case TZ_CHUNK_LOADED:
+            loaded(chunk);
+            break;
+        case TZ_CHUNK_PARKED:
+            return;
+        case TZ_CHUNK_STORING:
+            rc = transfer->sink->ops->store(transfer->sink, chunk);
+            if (rc < 0)
+                fail(chunk, rc, TZ_SIDE_SINK, chunk->offset);
+            else if (rc == TZ_STEP_DONE)
+                chunk->state = TZ_CHUNK_STORED;
+            break;
+        case TZ_CHUNK_STORED:
+            stored(chunk);
+            return;
+        case TZ_CHUNK_FREE:
+            return;
+        }
+        if (rc == TZ_STEP_PENDING)
+            return;
+    }
+}
+
+void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, void *frame, uint32_t piece)
+{
+    assert(chunk->state == TZ_CHUNK_FREE);
+    chunk->transfer = transfer;
+    chunk->number = number;
+    chunk->offset = number * transfer->mover->config.chunk_size;
+    chunk->length = tz_transfer_chunk_length(transfer, number);
+    chunk->frame = frame;
+    chunk->entry = (tz_index_entry){.origin = TZ_ORIGIN_DIRECT};
+    chunk->zero = true;
+    chunk->phase = 0;
+    chunk->piece = piece;
+    chunk->at = chunk->run = 0;
+    chunk->take_at = chunk->take_end = 0;
+    chunk->taken = chunk->pushed = 0;
+    chunk->side = TZ_SIDE_SOURCE;
+    chunk->read = chunk->written = 0;
+    chunk->state = TZ_CHUNK_LOADING;
+    chunk->worker->in_flight++;
+    advance(chunk);
+}
+
+void tz_worker_interrupt(tz_worker *worker, tz_transfer *transfer)
+{
+    for (uint32_t i = 0; i < worker->mover->config.depth; i++) {
+        tz_chunk *chunk = &worker->chunks[i];
+
+        if (chunk->transfer != transfer || chunk->state == TZ_CHUNK_FREE)
+            continue;
+        if (chunk->pending && chunk->interruptible)
+            tz_io_cancel(worker->io, &chunk->op);
+        else if (chunk->state == TZ_CHUNK_PARKED)
+            retire(chunk, false);
+    }
+}

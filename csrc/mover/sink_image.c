@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A raw image file or a block device, written in place. What direct I/O cannot write, the last bytes of a size that
+ * is not aligned, goes through a buffered descriptor of the same file, after the aligned part, so that
+ * nothing is ever written beyond the size.
+ *
+ *   content   WRITE aligned part ─▶ WRITE tail ─▶ done
+ *   zeros     fresh: done.   else: ZERO aligned part (punch, BLKZEROOUT) ─▶ tail as content
+ *                                   └── cannot: as content
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum image_phase {
+    IMAGE_BEGIN = 0,
+    IMAGE_ZEROING,
+    IMAGE_WRITING,
+    IMAGE_TAIL,
+};
+
+typedef struct image_sink {
+    tz_sink base;
+    tz_file file;
+    tz_file tail; /* the same file, buffered; fd -1 when the file is buffered itself */
+    uint64_t size;
+    bool fresh;
+    _Atomic bool cannot_zero; /* told once by the file system */
+} image_sink;
+
+/* The part of the chunk that goes through `file`; the rest is the tail. A page is written one way only. */
+static uint32_t body(const image_sink *sink, const tz_chunk *chunk)
+{
+    return sink->file.direct ? (uint32_t)tz_align_down(chunk->length, TZ_FRAME_ALIGN) : chunk->length;
+}
+
+/* The next operation of the chunk's content behind `at` bytes. */
+static int write_from(image_sink *sink, tz_chunk *chunk, uint32_t at)
+{
+    bool tail = at >= body(sink, chunk);
+    uint32_t length = (tail ? chunk->length : body(sink, chunk)) - at;
+
+    if (length == 0)
+        return TZ_STEP_DONE;
+    tz_chunk_materialize(chunk, 1);
+    chunk->phase = tail ? IMAGE_TAIL : IMAGE_WRITING;
+    chunk->written += length;
+    tz_chunk_write(chunk, tail && sink->tail.fd >= 0 ? sink->tail.fd : sink->file.fd, chunk->frame + at, length,
+                   chunk->offset + at);
+    return TZ_STEP_PENDING;
+}
+
+static int begin(image_sink *sink, tz_chunk *chunk)
+{
+    uint32_t aligned = (uint32_t)tz_align_down(chunk->length, TZ_FRAME_ALIGN);
+
+    if (!chunk->zero)
+        return write_from(sink, chunk, 0);
+    if (sink->fresh)
+        return TZ_STEP_DONE;
+    if (aligned == 0 || atomic_load_explicit(&sink->cannot_zero, memory_order_relaxed))
+        return write_from(sink, chunk, 0);
+    chunk->phase = IMAGE_ZEROING;
+    if (sink->file.block_device)
+        tz_chunk_range(chunk, TZ_IO_BLKZERO, sink->file.fd, chunk->offset, aligned, 0);
+    else
+        tz_chunk_range(chunk, TZ_IO_FALLOCATE, sink->file.fd, chunk->offset, aligned,
+                       FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    return TZ_STEP_PENDING;
+}
+
+static int zeroed(image_sink *sink, tz_chunk *chunk)
+{
+    uint32_t aligned = (uint32_t)tz_align_down(chunk->length, TZ_FRAME_ALIGN);
+
+    if (chunk->result == -EOPNOTSUPP || chunk->result == -ENOSYS || chunk->result == -EINVAL ||
+        chunk->result == -ENOTTY || chunk->result == -EPERM) {
+        atomic_store_explicit(&sink->cannot_zero, true, memory_order_relaxed);
+        return write_from(sink, chunk, 0);
+    }
+    return chunk->result < 0 ? (int)chunk->result : write_from(sink, chunk, aligned);
+}
+
+static int store(tz_sink *base, tz_chunk *chunk)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+
+    switch ((enum image_phase)chunk->phase) {
+    case IMAGE_BEGIN:
+        return begin(sink, chunk);
+    case IMAGE_ZEROING:
+        return zeroed(sink, chunk);
+    case IMAGE_WRITING:
+        return chunk->result < 0 ? (int)chunk->result : write_from(sink, chunk, body(sink, chunk));
+    case IMAGE_TAIL:
+        return chunk->result < 0 ? (int)chunk->result : TZ_STEP_DONE;
+    }
+    return -EINVAL;
+}
+
+static int prepare(tz_sink *base, uint64_t size)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+
+    return size == sink->size ? 0 : -EINVAL;
+}
+
+static int finish(tz_sink *base)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+    struct stat st;
+
+    if (sink->file.block_device)
+        return 0;
+    if (fstat(sink->file.fd, &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_size != sink->size && ftruncate(sink->file.fd, (off_t)sink->size) < 0)
+        return -errno;
+    return 0;
+}
+
+static int sync_image(tz_sink *base)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+
+    /* The tail's pages are the same inode's: one call covers both descriptors. */
+    return fdatasync(sink->file.fd) < 0 ? -errno : 0;
+}
+
+static void destroy(tz_sink *base)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+
+    if (sink->tail.fd >= 0)
+        tz_file_close(&sink->tail);
+    tz_file_close(&sink->file);
+    free(sink);
+}
+
+static const tz_sink_ops image_sink_ops = {
+    .prepare = prepare, .store = store, .finish = finish, .sync = sync_image, .destroy = destroy};
+
+int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh)
+{
+    image_sink *sink;
+    int rc;
+
+    if (!file->writable || file->memory_align > TZ_FRAME_ALIGN || file->offset_align > TZ_FRAME_ALIGN)
+        return -EINVAL;
+    if (file->block_device && file->size < size)
+        return -ENOSPC;
+    sink = calloc(1, sizeof(*sink));
+    if (!sink)
+        return -ENOMEM;
+    sink->base.ops = &image_sink_ops;
+    sink->tail.fd = -1;
+    if (file->direct && size % TZ_FRAME_ALIGN) {
+        rc = tz_mover_file_open(&sink->tail, file->fd, TZ_FILE_WRITE | TZ_FILE_BUFFERED);
+        if (rc < 0) {
+            free(sink);
+            return rc;
+        }
+    }
+    sink->file = *file;
+    sink->size = size;
+    sink->fresh = fresh;
+    *out = &sink->base;
+    return 0;
+}
