@@ -2,8 +2,8 @@
  *
  * A file or block device as the core sees it: size, cache mode, alignment, what it can punch and zero.
  *
- * Errors   tz_file_open: what open, fstat or the ioctls say; -ENOTSUP for anything that is neither a
- *          regular file nor a block device.
+ * Errors   what open, fstat or the ioctls say; -EISDIR for a directory, -ENOTSUP for anything else that is
+ *          neither a regular file nor a block device (a FIFO is told without waiting for its other end).
  * Memory   plain struct, no allocation; tz_file_close closes the descriptor.
  * Threads  the struct is constant after opening and may be read by all.
  */
@@ -37,11 +37,13 @@ typedef struct tz_file {
 int tz_file_open(tz_file *out, const char *path, unsigned flags);
 
 /* The same on a descriptor that is already open: takes it over on success. Its access mode is kept;
- * O_DIRECT is set with fcntl where it is possible, unless TZ_FILE_BUFFERED is given. */
+ * O_DIRECT is set with fcntl where it is possible, unless TZ_FILE_BUFFERED is given; O_NONBLOCK is taken off.
+ * -EINVAL for a writable descriptor with O_APPEND, where offsets mean nothing. */
 int tz_file_adopt(tz_file *out, int fd, unsigned flags);
 
 /* A fresh open of the same file (through /proc/self/fd, so names do not matter), in the same cache mode,
- * read-only unless TZ_FILE_WRITE is given. File status flags are not shared with the original. */
+ * read-only unless TZ_FILE_WRITE is given. File status flags are not shared with the original. -EINVAL when the file
+ * cannot be had in that mode any more (its size became ragged). */
 int tz_file_reopen(tz_file *out, const tz_file *from, unsigned flags);
 
 void tz_file_close(tz_file *file);

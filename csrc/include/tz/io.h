@@ -8,13 +8,16 @@
  *
  * File ops are whole: the engine itself goes on after a short transfer and after EINTR/EAGAIN, so a
  * READ returns less than asked only at end of file, and a WRITE returns all of it or an error.
- * Socket ops (RECV, SEND) return what one call would: RECV may be short, SEND is whole.
+ * Socket ops (RECV, SEND) return what one call would: RECV may be short (not with MSG_WAITALL, but for the end of
+ * the stream), SEND is whole. SENDs of one socket are in order only when each waits for the one before.
  *
  * Errors   tz_io_submit never fails: what goes wrong is the op's result (-errno). A cancelled op
- *          completes with -ECANCELED (or with its result, if that came first).
+ *          completes with -ECANCELED (or with its result, if that came first; a file op that a thread
+ *          has begun is not interrupted). A cancelled RECV that had bytes returns them.
  * Memory   no allocation after tz_io_create; the op is the caller's.
  * Threads  everything on the thread that calls tz_io_run, except tz_io_post, which is for all others.
- *          create may happen on another thread: the first call of tz_io_run makes the owner.
+ *          create may happen on another thread: the first call of tz_io_run makes the owner, and sets its timer
+ *          slack to 1 us. destroy: any thread, after the last tz_io_run and every tz_io_post have returned.
  */
 #ifndef TZ_IO_H
 #define TZ_IO_H
@@ -108,7 +111,8 @@ void tz_io_submit(tz_io *io, tz_io_op *op);
 void tz_io_cancel(tz_io *io, tz_io_op *op);
 
 /* Start what is queued, wait up to timeout_ns (negative: without limit; 0: do not wait) for a
- * completion or a message, run the callbacks that are due. Returns how many ran, or -errno. */
+ * completion or a message, run the callbacks that are due. Returns how many ran, or -errno. May return 0
+ * early (a signal; a transfer that goes on): call it again. */
 int tz_io_run(tz_io *io, int64_t timeout_ns);
 
 /* How many ops were submitted and have not called back. */
