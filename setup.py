@@ -1,7 +1,8 @@
 """The native part of the build: one static library of csrc, linked into every Cython extension, and one cffi module.
 
-Everything is built in build/native-KEY, where KEY stands for the interpreter and the flags: a sanitizer build and an ordinary
-one never share an object, and a second build (pip hands out a new temporary directory each time) compiles only what changed.
+Everything is built in build/native-KEY, where KEY stands for the interpreter and the flags: a sanitizer build and an
+ordinary one never share an object, and a second build compiles only what changed (pip hands out a new temporary
+directory each time, so distutils alone would start afresh).
 
 TIMEZERO_SANITIZE=address   build with AddressSanitizer and UBSan
 """
@@ -88,16 +89,18 @@ def toolchain() -> Toolchain:
     uring = pkg_config("liburing", "2.2")
     if uring is None:
         print(
-            "timezero: liburing 2.2 or later not found, building with the thread engine only (Debian: apt install liburing-dev)",
+            "timezero: no liburing 2.2 or later: building with the thread engine only (Debian: apt install liburing-dev)",
             file=sys.stderr,
         )
     found = [xxhash, uring] if uring else [xxhash]
     have = ["-DTZ_HAVE_URING=1", f'-DTZ_URING_VERSION="{uring.version}"'] if uring else []
     # The core's asserts guard the data of a backup: they stay on, although Python's own flags say -DNDEBUG.
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-UNDEBUG", "-fvisibility=hidden", "-pthread", "-Icsrc/include"]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-UNDEBUG", "-fvisibility=hidden", "-pthread"]
+    cflags = [flag for library in found for flag in library.cflags]
+    libs = [flag for library in found for flag in library.libs]
     return Toolchain(
-        compile=[*flags, *have, *(flag for library in found for flag in library.cflags), *SANITIZE[sanitize]],
-        link=["-pthread", "-Wl,--exclude-libs,ALL", *(flag for library in found for flag in library.libs), *SANITIZE[sanitize]],
+        compile=[*flags, "-Icsrc/include", *have, *cflags, *SANITIZE[sanitize]],
+        link=["-pthread", "-Wl,--exclude-libs,ALL", *libs, *SANITIZE[sanitize]],
     )
 
 
@@ -109,16 +112,15 @@ def stale(target: Path, inputs: Iterable[str | Path]) -> bool:
     return any(Path(path).stat().st_mtime_ns > made for path in [*inputs, "setup.py"])
 
 
-def compile_if_stale(compiler, source: str, made: Path, inputs: Iterable[str | Path], flags: list[str], **options) -> bool:
-    """Compile one source; True when there was need to."""
+def compile_if_stale(compiler, source: str, made: Path, inputs: list[str], flags: list[str], **options) -> None:
+    """Compile one source to one object, unless that is newer than everything it is made of."""
     if not stale(made, [source, *inputs]):
-        return False
+        return
     made.parent.mkdir(parents=True, exist_ok=True)
     # The compiler class chooses a name below its output directory; ours does without the source's folders.
     built = compiler.compile([source], output_dir=f"{made}.d", extra_postargs=flags, **options)
     shutil.move(built[0], made)
     shutil.rmtree(f"{made}.d")
-    return True
 
 
 class BuildCore(build_clib):
@@ -134,14 +136,15 @@ class BuildCore(build_clib):
 
     def build_libraries(self, libraries: list) -> None:
         archive = self.archive()
-        made = {source: archive.parent / "core" / f"{Path(source).parent.name}_{Path(source).stem}.o" for source in SOURCES}
+        # One archive, so names that are unique without their folders.
+        made = [archive.parent / "core" / source.removeprefix("csrc/").replace("/", "_") for source in SOURCES]
+        made = [path.with_suffix(".o") for path in made]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self.compile, made.keys(), made.values()))
-        names = [path.name for path in made.values()]
-        if stale(archive, made.values()) or self.members(archive) != names:
+            list(pool.map(self.compile, SOURCES, made))
+        if stale(archive, made) or self.members(archive) != [path.name for path in made]:
             archive.unlink(missing_ok=True)
             archive.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["ar", "rcs", archive, *made.values()], check=True)
+            subprocess.run(["ar", "rcs", archive, *made], check=True)
 
     def compile(self, source: str, made: Path) -> None:
         compile_if_stale(self.compiler, source, made, HEADERS, [*toolchain().compile, "-Wall", "-Wextra"])

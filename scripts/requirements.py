@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement a line: build, run time and test; and the extras that are named."""
+"""Prints what pyproject.toml asks for, one requirement a line: build, run time, test; and the extras that are named."""
 
 from __future__ import annotations
 

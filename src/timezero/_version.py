@@ -1,3 +1,3 @@
-"""The version, in one place: the build reads it here, and so does the program (reading metadata at start-up is slow)."""
+"""The version, in one place, for the build and for the program: reading installed metadata at start-up is slow."""
 
 __version__ = "0.1.0"

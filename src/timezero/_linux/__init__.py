@@ -1,1 +1,35 @@
-"""Rare, stateless system calls and probes, as thin typed functions over one cffi module."""
+"""Rare, stateless system calls and probes, as thin typed functions. Nothing here runs once an I/O.
+
+Errors are OSError with the kernel's errno. Sizes and offsets are bytes.
+"""
+
+from timezero._linux.calls import (
+    DirectAlignment,
+    FileExtent,
+    ReadLease,
+    device_size,
+    direct_alignment,
+    fiemap,
+    freeze,
+    memfd_seals,
+    read_lease,
+    rename_noreplace,
+    thaw,
+)
+from timezero._linux.devices import is_block_device, mounts_of
+
+__all__ = [
+    "DirectAlignment",
+    "FileExtent",
+    "ReadLease",
+    "device_size",
+    "direct_alignment",
+    "fiemap",
+    "freeze",
+    "is_block_device",
+    "memfd_seals",
+    "mounts_of",
+    "read_lease",
+    "rename_noreplace",
+    "thaw",
+]

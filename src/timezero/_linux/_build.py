@@ -1,4 +1,4 @@
-"""Build script of the cffi module timezero._linux._cffi: rare, stateless system calls. Run by setup.py, never at run time."""
+"""Build script of the cffi module timezero._linux._cffi: rare, stateless system calls. Used by setup.py alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ ffi.cdef(
     int tz_device_size(int fd, uint64_t *bytes);
     int tz_freeze(int fd);
     int tz_thaw(int fd);
-    int tz_lease_set(int fd, int type);
-    int tz_lease_get(int fd);
-    int tz_rename_noreplace(const char *old, const char *new);
-    int tz_direct_alignment(const char *path, uint32_t *memory, uint32_t *offset);
+    int tz_rename_noreplace(int dir_fd, const char *old, const char *new);
+    int tz_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
     int tz_memfd_seals(void);
 
     typedef struct {
@@ -33,7 +31,6 @@ ffi.set_source(
     #include <fcntl.h>
     #include <linux/fiemap.h>
     #include <linux/fs.h>
-    #include <linux/stat.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
@@ -62,22 +59,12 @@ ffi.set_source(
         return tz_result(ioctl(fd, FITHAW, 0));
     }
 
-    static int tz_lease_set(int fd, int type)
+    static int tz_rename_noreplace(int dir_fd, const char *old, const char *new)
     {
-        return tz_result(fcntl(fd, F_SETLEASE, type));
+        return tz_result((int)syscall(SYS_renameat2, dir_fd, old, dir_fd, new, RENAME_NOREPLACE));
     }
 
-    static int tz_lease_get(int fd)
-    {
-        return tz_result(fcntl(fd, F_GETLEASE));
-    }
-
-    static int tz_rename_noreplace(const char *old, const char *new)
-    {
-        return tz_result((int)syscall(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, RENAME_NOREPLACE));
-    }
-
-    /* The kernel's struct statx up to what is needed here: glibc 2.36 has no STATX_DIOALIGN yet. */
+    /* The kernel's struct statx up to what is needed here: older headers have no STATX_DIOALIGN (Linux 6.1) yet. */
     #define TZ_STATX_DIOALIGN 0x2000U
     struct tz_statx {
         uint32_t mask, blksize;
@@ -86,11 +73,11 @@ ffi.set_source(
         uint8_t after[96];
     };
 
-    static int tz_direct_alignment(const char *path, uint32_t *memory, uint32_t *offset)
+    static int tz_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
     {
         struct tz_statx st;
         memset(&st, 0, sizeof st);
-        if (syscall(SYS_statx, AT_FDCWD, path, 0, TZ_STATX_DIOALIGN, &st) != 0)
+        if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, TZ_STATX_DIOALIGN, &st) != 0)
             return -errno;
         if (!(st.mask & TZ_STATX_DIOALIGN))
             return -EOPNOTSUPP;
@@ -123,6 +110,7 @@ ffi.set_source(
         map->fm_start = start;
         map->fm_length = FIEMAP_MAX_OFFSET - start;
         map->fm_extent_count = room;
+        map->fm_flags = FIEMAP_FLAG_SYNC;
         int result = tz_result(ioctl(fd, FS_IOC_FIEMAP, map));
         for (uint32_t i = 0; result == 0 && i < map->fm_mapped_extents; i++) {
             const struct fiemap_extent *e = &map->fm_extents[i];

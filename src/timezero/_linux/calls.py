@@ -1,0 +1,143 @@
+"""System calls that Python has no function for, over the cffi module; and leases, which need care with a signal."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from timezero._linux._cffi import ffi, lib
+
+_AT_FDCWD = -100
+_FIEMAP_BATCH = 512
+_FIEMAP_EXTENT_LAST = 0x1
+
+
+def _check(result: int, *where: str | bytes) -> int:
+    """The one place where a negative errno of the C side becomes an exception."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), *where)
+    return result
+
+
+def device_size(fd: int) -> int:
+    """Bytes of a block device (BLKGETSIZE64). ENOTTY for anything else."""
+    size = ffi.new("uint64_t *")
+    _check(lib.tz_device_size(fd, size))
+    return int(size[0])
+
+
+def freeze(fd: int) -> None:
+    """Flush the file system that `fd` is on and hold all its writers (ioctl FIFREEZE, ioctl_fs(2)).
+
+    EBUSY: it is frozen already. EOPNOTSUPP: it cannot be frozen. EPERM: needs CAP_SYS_ADMIN.
+    """
+    _check(lib.tz_freeze(fd))
+
+
+def thaw(fd: int) -> None:
+    """Let the writers of a frozen file system go on (ioctl FITHAW). EINVAL: it is not frozen."""
+    _check(lib.tz_thaw(fd))
+
+
+class FileExtent(NamedTuple):
+    """A piece of a file that lies in one piece on its device: offsets and length in bytes, FIEMAP_EXTENT_* flags."""
+
+    logical: int
+    physical: int
+    length: int
+    flags: int
+
+
+def fiemap(fd: int) -> list[FileExtent]:
+    """Where a file lies on its device, holes left out, after a sync of the file (ioctl FS_IOC_FIEMAP).
+
+    EOPNOTSUPP: the file system does not tell. The flags say which extents cannot be read at `physical` (unwritten,
+    inline, encoded, shared): see linux/fiemap.h.
+    """
+    found: list[FileExtent] = []
+    batch = ffi.new("tz_fiemap_extent[]", _FIEMAP_BATCH)
+    start = 0
+    while True:
+        count = _check(lib.tz_fiemap(fd, start, batch, _FIEMAP_BATCH))
+        found += [FileExtent(e.logical, e.physical, e.length, e.flags) for e in batch[0:count]]
+        if count == 0 or found[-1].flags & _FIEMAP_EXTENT_LAST:
+            return found
+        start = found[-1].logical + found[-1].length
+
+
+class ReadLease:
+    """A lease that says when somebody else wants to write a file (fcntl F_SETLEASE, fcntl(2))."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @property
+    def intact(self) -> bool:
+        """Has nobody opened the file for writing, or cut it, since the lease was taken?"""
+        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+@contextmanager
+def read_lease(fd: int) -> Iterator[ReadLease]:
+    """Hold a read lease on a regular file that is open read-only as `fd`, as long as the context lasts.
+
+    Somebody who then opens it for writing waits, until the context ends or /proc/sys/fs/lease-break-time seconds have
+    passed: look at `intact` often, and leave when it is false.
+
+    EAGAIN (BlockingIOError): it is open for writing now. EACCES: another user's file. EINVAL: not a regular file, or a
+    file system without leases.
+    """
+    # The kernel tells of a break by SIGIO, which ends a process that does not handle it; SIGURG is ignored by default.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    try:
+        yield ReadLease(fd)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def rename_noreplace(old: str | os.PathLike[str], new: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
+    """Rename a file, never over another (renameat2 RENAME_NOREPLACE). Relative names are below `dir_fd`, when given.
+
+    FileExistsError when `new` exists. On a file system without it (NFS), the same is done with link and unlink; a crash
+    in between leaves both names.
+    """
+    names = os.fsencode(old), os.fsencode(new)
+    result = lib.tz_rename_noreplace(_AT_FDCWD if dir_fd is None else dir_fd, *names)
+    if result == -errno.EINVAL:
+        os.link(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        os.unlink(old, dir_fd=dir_fd)
+    elif result < 0:
+        raise OSError(-result, os.strerror(-result), os.fspath(old), None, os.fspath(new))
+
+
+class DirectAlignment(NamedTuple):
+    """What O_DIRECT asks for, in bytes."""
+
+    memory: int
+    offset: int
+
+
+def direct_alignment(path: str | os.PathLike[str] | int) -> DirectAlignment | None:
+    """The alignment that a file or device wants for direct I/O; None: it has no direct I/O (statx STATX_DIOALIGN).
+
+    EOPNOTSUPP: this kernel or file system does not tell (before Linux 6.1; tmpfs; directories).
+    """
+    fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        memory, offset = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        _check(lib.tz_direct_alignment(fd, memory, offset))
+    finally:
+        if fd is not path:
+            os.close(fd)
+    return DirectAlignment(int(memory[0]), int(offset[0])) if offset[0] else None
+
+
+def memfd_seals() -> None:
+    """Try the seals that memory shared between processes needs: no resizing, no writing by others (Linux 5.1)."""
+    _check(lib.tz_memfd_seals())
