@@ -89,7 +89,7 @@ def toolchain() -> Toolchain:
     uring = pkg_config("liburing", "2.2")
     if uring is None:
         print(
-            "timezero: no liburing 2.2 or later: building with the thread engine only (Debian: apt install liburing-dev)",
+            "timezero: no liburing 2.2 or later: building with the thread engine only (apt install liburing-dev)",
             file=sys.stderr,
         )
     found = [xxhash, uring] if uring else [xxhash]

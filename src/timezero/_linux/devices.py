@@ -28,9 +28,9 @@ def is_block_device(path: str | os.PathLike[str] | int) -> bool:
 def mounts_of(volume: str | os.PathLike[str] | int) -> list[str]:
     """Where a volume is mounted: mount points, and "[swap]" for swap space. Empty: nobody uses it.
 
-    `volume`: the path of a block device or file, or a device number (st_rdev). A device is in use when it, a partition of
-    it or a device made of it (device mapper, md) is; so is a partition whose whole disk is, and a file that is attached
-    to a loop device in use.
+    `volume`: the path of a block device or file, or a device number (st_rdev). A device is in use when it, a partition
+    of it or a device made of it (device mapper, md) is; so is a partition whose whole disk is, and a file that is
+    attached to a loop device in use.
     """
     devices = _stack(_devices_of(volume))
     found = [mount.point for mount in _mounts() if _stands_on(mount, devices)]

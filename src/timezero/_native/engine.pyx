@@ -4,8 +4,7 @@
 
 import os
 
-cdef extern from "tz/io.h":
-    int tz_io_probe_uring(const char **step) nogil
+from timezero._native.io cimport tz_io_probe_uring
 
 cdef extern from *:
     """

@@ -1,0 +1,63 @@
+"""Fixtures that several kinds of tests share: block devices and file systems that are real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def run(*command: str | Path, timeout: float = 60) -> str:
+    """Run a tool to its end; its output. A failure shows what it said."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{' '.join(done.args)}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+@contextmanager
+def _loop(file: Path, *options: str) -> Iterator[Path]:
+    device = Path(run("losetup", "--find", "--show", *options, file).strip())
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+@contextmanager
+def _mount(device: Path, point: Path, *options: str) -> Iterator[Path]:
+    point.mkdir(parents=True, exist_ok=True)
+    run("mount", *options, device, point)
+    try:
+        yield point
+    finally:
+        run("umount", point)
+
+
+@pytest.fixture
+def root() -> None:
+    """For tests of what only root may do: refused to others with one clear failure, never skipped in silence."""
+    if os.geteuid() != 0:
+        pytest.fail("this test needs root: run it as root, or deselect it by name")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Things to be undone at the end of the test, the last one first."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def loop(root: None, stack: ExitStack) -> Callable[..., Path]:
+    """loop(file, *losetup_options) attaches a file to a loop device; its path."""
+    return lambda file, *options: stack.enter_context(_loop(file, *options))
+
+
+@pytest.fixture
+def mount(root: None, stack: ExitStack) -> Callable[..., Path]:
+    """mount(device, point, *mount_options) mounts a file system; the mount point."""
+    return lambda device, point, *options: stack.enter_context(_mount(device, point, *options))
