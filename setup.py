@@ -86,10 +86,10 @@ def toolchain() -> Toolchain:
     xxhash = pkg_config("libxxhash")
     if xxhash is None:
         raise SetupError("libxxhash is missing. Debian: apt install libxxhash-dev")
-    uring = pkg_config("liburing", "2.2")
+    uring = pkg_config("liburing", "2.3")
     if uring is None:
         print(
-            "timezero: no liburing 2.2 or later: building with the thread engine only (apt install liburing-dev)",
+            "timezero: no liburing 2.3 or later: building with the thread engine only (apt install liburing-dev)",
             file=sys.stderr,
         )
     found = [xxhash, uring] if uring else [xxhash]
