@@ -10,7 +10,8 @@
  * until the order to open.
  *
  * Errors   -ETIMEDOUT the deadline passed, everything is open again; -EBUSY the gate is closed for
- *          another suspension; -ENOMEM, -EINVAL at prepare.
+ *          another suspension, or TZ_GATE_SESSIONS are installed; at prepare -EINVAL (sizes), -ENOMEM, and -ENOSPC when the
+ *          caps hold no slot, or the file tier's disk cannot hold its cap.
  * Memory   a session allocates, touches and locks all it needs at prepare; end frees it once the last
  *          before-image read has completed.
  * Threads  functions marked [any] post to the volume's thread and wait for it; the others
@@ -27,8 +28,8 @@ typedef struct tz_suspension tz_suspension; /* one group's passage from close to
 
 typedef struct tz_session_config {
     uint64_t track_size;    /* bytes, power of two, 4 KiB to 1 MiB */
-    uint64_t memory_bytes;  /* memory tier */
-    uint64_t file_bytes;    /* file tier; 0: none */
+    uint64_t memory_bytes;  /* cap of all memory the session takes: tables, track bits, read buffers; the rest is memory tier */
+    uint64_t file_bytes;    /* cap of the file tier; 0: none */
     int file_fd;            /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
     const uint64_t *domain; /* bit a track, copied; NULL: the whole volume */
     uint32_t low_percent;   /* of slots; 0 = 25 */
@@ -78,23 +79,17 @@ typedef struct tz_suspension_times {
 
 /* [any] The steps, for a coordinator of several subsystems. A suspension owns the gates of its sessions'
  * volumes from close to open. A process takes part in one at a time is the caller's rule.
- * `deadline_ns` counts from the call; the timers that reopen run in the volumes' own threads. */
+ * `deadline_ns` counts from the call; the timers that reopen run in the volumes' own threads. A step that fails opens
+ * everything and punctures what was installed. The sessions must outlive the suspension; several may be on one volume. */
 int tz_suspension_create(tz_suspension **out, tz_session *const *sessions, uint32_t count);
 int tz_suspension_close(tz_suspension *suspension, uint64_t deadline_ns); /* returns when drained */
 int tz_suspension_install(tz_suspension *suspension);
 int tz_suspension_open(tz_suspension *suspension); /* -ETIMEDOUT: some gate had opened by itself; all sessions are punctured (GATE) */
-void tz_suspension_abort(tz_suspension *suspension); /* opens what is closed; installed sessions are punctured (GATE) */
+void tz_suspension_abort(tz_suspension *suspension); /* between steps: opens what is closed; installed sessions are punctured (GATE) */
 void tz_suspension_times_get(const tz_suspension *suspension, tz_suspension_times *out);
 void tz_suspension_destroy(tz_suspension *suspension);
 
 /* [any] All steps in one go, with as few thread wake-ups as possible: what a single subsystem uses. */
 int tz_suspension_run(tz_suspension *suspension, uint64_t deadline_ns);
-
-/* ---- between volume.c and gate.c, on the volume's thread; implemented in gate.c ---- */
-
-/* May this update (request->volume.at .. end) be issued now? True: it may, and counts as issued from now on. False: the gate
- * holds it, and will call tz_volume_issue when it may. */
-bool tz_gate_pass(tz_volume *volume, tz_request *request);
-void tz_gate_completed(tz_volume *volume, tz_request *request); /* an issued update's I/O has ended */
 
 #endif

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A session on one volume: from installation to its end. (Its making: session_prepare.c.)
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "session_private.h"
+
+/* ---- the mover's wake-ups ---- */
+
+static void watch(tz_session *session)
+{
+    session->watching = true;
+    tz_io_submit(session->volume->io, &session->watch);
+}
+
+/* Never blocks, whatever a mover did to the flags that it shares with this descriptor. */
+static void clear_eventfd(int fd)
+{
+    uint64_t value;
+    struct iovec iov = {.iov_base = &value, .iov_len = sizeof(value)};
+
+    (void)!preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+}
+
+static void on_drained(tz_io_op *op, int64_t result)
+{
+    tz_session *session = op->user;
+
+    session->watching = false;
+    if (session->active && result >= 0) {
+        clear_eventfd(session->drain_fd);
+        if (tz_sidefile_drain(&session->sidefile) < 0)
+            tz_session_puncture(session, TZ_PUNCTURE_PROTOCOL);
+        else
+            watch(session);
+    }
+    tz_session_end_check(session);
+}
+
+/* ---- states ---- */
+
+void tz_session_installed(tz_session *session)
+{
+    session->installed = session->active = true;
+    session->watch.opcode = TZ_IO_POLL;
+    session->watch.fd = session->drain_fd;
+    session->watch.arg = POLLIN;
+    session->watch.done = on_drained;
+    session->watch.user = session;
+    atomic_store(&tz_session_header_of(session)->state, TZ_SESSION_ACTIVE);
+    watch(session);
+}
+
+static void set_punctured(tz_session *session, enum tz_puncture_reason reason)
+{
+    tz_session_header *h = tz_session_header_of(session);
+
+    session->active = false;
+    atomic_store(&h->puncture, reason);
+    if (session->faults & TZ_FAULT_LATE_PUNCTURE)
+        session->late = true;
+    else
+        atomic_store(&h->state, TZ_SESSION_PUNCTURED);
+}
+
+void tz_session_puncture(tz_session *session, enum tz_puncture_reason reason)
+{
+    if (!session->active)
+        return;
+    set_punctured(session, reason); /* rule 1: seen before any update goes on unprotected */
+    tz_gate_judge_again(session->volume, 0, UINT64_MAX);
+}
+
+uint64_t tz_session_delay_ns(const tz_session *session)
+{
+    const tz_session_header *h = tz_session_header_of(session);
+    const uint64_t used = session->sidefile.used, most = (uint64_t)session->max_delay_us * 1000;
+
+    if (used <= h->high_mark)
+        return 0;
+    return most * (used - h->high_mark) / (h->slots - h->high_mark);
+}
+
+/* ---- the end ---- */
+
+void tz_session_end_check(tz_session *session)
+{
+    tz_call *call = session->ending;
+
+    if (!call || session->preserving || session->watching)
+        return;
+    session->ending = NULL;
+    tz_call_answer(call);
+}
+
+static void set_over(tz_session *session, bool cancel)
+{
+    enum tz_session_state state = tz_session_state_of(session);
+
+    session->over = true;
+    if (session->late)
+        atomic_store(&tz_session_header_of(session)->state, TZ_SESSION_PUNCTURED);
+    else if (cancel && (state == TZ_SESSION_PREPARED || state == TZ_SESSION_ACTIVE))
+        set_punctured(session, TZ_PUNCTURE_MOVER);
+    else if (session->active)
+        atomic_store(&tz_session_header_of(session)->state, TZ_SESSION_ENDED);
+    session->active = false;
+}
+
+void tz_session_end_start(tz_session *session, bool cancel, tz_call *call)
+{
+    assert(!session->ending);
+    session->ending = call;
+    if (!session->over)
+        set_over(session, cancel);
+    if (session->installed) {
+        session->installed = false;
+        tz_gate_remove(session->volume, session);
+    }
+    if (session->watching)
+        tz_io_cancel(session->volume->io, &session->watch);
+    tz_session_end_check(session);
+}
+
+struct end_call {
+    tz_call call;
+    tz_session *session;
+    bool cancel;
+};
+
+static void run_end(tz_io_message *message)
+{
+    struct end_call *end = tz_container_of(message, struct end_call, call.message);
+
+    tz_session_end_start(end->session, end->cancel, &end->call);
+}
+
+int tz_session_end(tz_session *session, bool cancel, tz_session_report *out)
+{
+    struct end_call end = {.session = session, .cancel = cancel};
+
+    tz_call_init(&end.call, run_end);
+    tz_io_post(session->volume->io, &end.call.message);
+    tz_call_wait(&end.call);
+    if (out)
+        tz_session_report_get(session, out);
+    return 0;
+}
+
+/* ---- for others ---- */
+
+void tz_session_handles_get(const tz_session *session, tz_session_handles *out)
+{
+    *out = (tz_session_handles){
+        .owned_fd = session->owned_fd,
+        .shared_fd = session->shared_fd,
+        .drain_fd = session->drain_fd,
+        .volume_fd = session->volume_reader.fd,
+        .file_fd = session->file_reader.fd,
+        .owned_bytes = tz_session_header_of(session)->owned_bytes,
+        .shared_bytes = tz_session_header_of(session)->shared_bytes,
+    };
+}
+
+void tz_session_report_get(const tz_session *session, tz_session_report *out)
+{
+    const tz_session_header *h = tz_session_header_of(session);
+
+    *out = (tz_session_report){
+        .state = atomic_load(&h->state),
+        .puncture = atomic_load(&h->puncture),
+        .updates = atomic_load(&h->updates),
+        .intercepted = atomic_load(&h->intercepted),
+        .images = atomic_load(&h->images),
+        .zero_images = atomic_load(&h->zero_images),
+        .file_images = atomic_load(&h->file_images),
+        .self_freed = atomic_load(&h->self_freed),
+        .delayed = atomic_load(&h->delayed),
+        .held_ns = atomic_load(&h->held_ns),
+        .held_max_ns = atomic_load(&h->held_max_ns),
+        .slots = h->slots,
+        .used_slots = atomic_load(&h->used_slots),
+        .high_water = atomic_load(&h->high_water),
+        .track_size = session->track_size,
+    };
+}

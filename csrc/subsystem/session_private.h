@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A session's part on one volume, as gate, preservation and suspension see it.
+ *
+ *   PREPARED ──install──▶ ACTIVE ──end──▶ ENDED
+ *       └───────cancel───────┴──puncture, cancel──▶ PUNCTURED
+ *
+ * Trust   `saved`, `pending`, `domain` and the free slots are private; of what a mover can write only the copied bits
+ *         (for this session alone) and the ring (checked) are read.
+ */
+#ifndef TZ_SESSION_PRIVATE_H
+#define TZ_SESSION_PRIVATE_H
+
+#include "call.h"
+#include "sidefile.h"
+#include "volume_private.h"
+
+/* One run of tracks whose before-images are being saved: read, then tier by tier. */
+typedef struct tz_preserve tz_preserve;
+struct tz_preserve {
+    tz_io_op op;
+    tz_session *session;
+    tz_preserve *next; /* free list */
+    uint64_t first;    /* track */
+    uint32_t count;    /* tracks */
+    uint32_t saved;    /* of them, from the first */
+    uint32_t writing;  /* tracks on their way to the file tier, */
+    uint32_t slot;     /* from this slot on */
+    void *buffer;
+};
+
+struct tz_session {
+    /* Constant once prepared. */
+    tz_volume *volume;
+    uint64_t track_size;
+    uint32_t track_shift;
+    uint32_t faults;
+    uint32_t max_delay_us;
+    uint32_t preserve_tracks; /* most tracks one preservation reads */
+    int owned_fd, shared_fd, drain_fd;
+    tz_file file_tier, volume_reader, file_reader; /* fd -1: none */
+    void *private_memory;
+    size_t owned_bytes, shared_bytes, private_bytes;
+    uint32_t *domain; /* 32 tracks a word, as saved and pending; NULL: the whole volume */
+
+    /* The volume's thread. */
+    tz_session *next; /* in the gate */
+    uint32_t number;  /* in the gate */
+    bool installed;
+    bool active;   /* installed and neither punctured nor ended: the gate looks at it */
+    bool late;     /* TZ_FAULT_LATE_PUNCTURE: the state is told only at the end */
+    bool starved;  /* somebody waits for a free preservation */
+    bool over;     /* ended; nothing may start any more */
+    bool watching; /* `watch` is submitted */
+    uint32_t preserving;
+    tz_preserve *free_preserves;
+    uint32_t *saved, *pending;
+    tz_sidefile sidefile;
+    tz_io_op watch;
+    tz_call *ending; /* who waits for the end */
+};
+
+static inline tz_session_header *tz_session_header_of(const tz_session *session)
+{
+    return session->sidefile.header;
+}
+
+static inline enum tz_session_state tz_session_state_of(const tz_session *session)
+{
+    return atomic_load(&tz_session_header_of(session)->state);
+}
+
+/* session.c, on the volume's thread */
+void tz_session_installed(tz_session *session); /* by the gate: T0 */
+/* T0 is lost. Held updates are judged again, without this session. */
+void tz_session_puncture(tz_session *session, enum tz_puncture_reason reason);
+/* Starts the end; `call` is answered when nothing is under way any more. */
+void tz_session_end_start(tz_session *session, bool cancel, tz_call *call);
+void tz_session_end_check(tz_session *session);
+/* Nanoseconds by which an update that was intercepted now is delayed; 0 below the high mark. */
+uint64_t tz_session_delay_ns(const tz_session *session);
+
+/* preserve.c, on the volume's thread */
+
+/* Needs this session nothing of [at, end) any more? If it does: starts to save what is not yet being saved. */
+bool tz_session_cover(tz_session *session, uint64_t at, uint64_t end);
+
+#endif
