@@ -1,6 +1,6 @@
 """timezero copy beside dd, qemu-img convert and nbdcopy: one file, cold, direct, durable at the end.
 
-    python bench/copy/side_by_side.py [--size 8G] [--rounds 3] [--directory DIR] [--json FILE]
+    python -m bench.copy [--size 8G] [--rounds 3] [--directory DIR] [--json FILE]
 
 dd at block sizes of 64 KiB to 16 MiB, and the best of them; qemu-img with 16 coroutines; nbdcopy reading through nbdkit's file
 plugin. Every target is a new file. timezero computes and keeps nothing less than usual: digests are on.
@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from measure import Contender, alternate, as_json, ratio, table  # noqa: E402
+from bench.measure import Contender, alternate, as_json, ratio, table
 
 BLOCKS = ("64K", "256K", "1M", "4M", "16M")
 

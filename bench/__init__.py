@@ -1,0 +1,1 @@
+"""Benchmarks: kernels (pytest-benchmark) and whole commands side by side with the peers."""

@@ -1,0 +1,1 @@
+"""timezero copy beside its peers."""
