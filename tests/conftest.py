@@ -39,9 +39,9 @@ def _mount(device: Path, point: Path, *options: str) -> Iterator[Path]:
 
 @pytest.fixture
 def root() -> None:
-    """For tests of what only root may do: refused to others with one clear failure, never skipped in silence."""
+    """For tests of what only root may do. Others are told what was left out; in CI nothing may be left out."""
     if os.geteuid() != 0:
-        pytest.fail("this test needs root: run it as root, or deselect it by name")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs root: loop devices, mounts, freezing")
 
 
 @pytest.fixture
