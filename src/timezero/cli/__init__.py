@@ -1,0 +1,83 @@
+"""The command line: thin over the Python API. Exit codes are those of timezero.errors, 2 for usage, 130 when
+interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    from timezero.cli import parser
+    from timezero.cli.output import Output
+
+    options = parser.parse(arguments)
+    output = Output(json=options.json)
+    if options.command != "serve":
+        _catch_signals()
+    try:
+        return _run(options, output)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell, and the interpreter must not try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        return EXIT_FAILED
+
+
+def _run(options: object, output: object) -> int:
+    from timezero.cli.commands import run
+    from timezero.cli.output import Output
+    from timezero.errors import TimezeroError
+
+    assert isinstance(output, Output)
+    try:
+        return run(options, output)
+    except TimezeroError as error:
+        output.failed(str(error), error.exit_code, getattr(error, "result", None))
+        return error.exit_code
+    except KeyboardInterrupt:
+        output.failed("interrupted: nothing half-written was left to be listed or restored", EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError) as error:
+        output.failed(_describe(error), EXIT_FAILED)
+        return EXIT_FAILED
+
+
+def _describe(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller --buffer"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _catch_signals() -> None:
+    """SIGINT, SIGTERM and SIGHUP interrupt once; while we clean up, more of them change nothing.
+
+    A signal that was ignored when we were started (nohup, a job in the background) stays ignored.
+    """
+    caught = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+    def interrupt(*_: object) -> NoReturn:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in caught:
+        signal.signal(number, interrupt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

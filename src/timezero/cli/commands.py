@@ -1,0 +1,293 @@
+"""Each command: options to the Python API, its result to output. Imports are late: a command pays for what it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from timezero.cli.output import Output, plain, table
+from timezero.errors import UsageError
+from timezero.units import format_instant, format_size
+
+if TYPE_CHECKING:
+    from timezero.jobs.options import MoverOptions, SessionOptions
+    from timezero.repository import Manifest
+
+
+def run(options: Any, output: Output) -> int:
+    """Run the command that `options` name; the exit code. Raises TimezeroError."""
+    return _COMMANDS[options.command](options, output)
+
+
+def _serve(options: Any, output: Output) -> int:
+    from timezero import subsystem
+
+    return int(subsystem.main(options))
+
+
+def _mover(options: Any) -> MoverOptions:
+    from timezero.jobs.options import MoverOptions, engine_from_environment
+
+    made = MoverOptions(
+        buffer_bytes=options.buffer,
+        depth=options.depth,
+        workers=options.workers,
+        rate=options.rate,
+        mode=options.mode,
+        engine=engine_from_environment(),
+    )
+    made.check()
+    return made
+
+
+def _session(options: Any) -> SessionOptions:
+    from timezero.jobs.options import SessionOptions
+
+    return SessionOptions(
+        control=options.control,
+        track_size=options.track_size,
+        memory_bytes=options.sidefile_memory,
+        file_bytes=options.sidefile_file,
+        deadline_us=options.deadline,
+    )
+
+
+def _backup(options: Any, output: Output) -> int:
+    from timezero.jobs.backup import PartialBackupError, backup
+
+    try:
+        result = backup(
+            options.repo,
+            options.datasets,
+            fuzzy=options.fuzzy,
+            chunk_size=options.chunk_size,
+            session=_session(options),
+            mover=_mover(options),
+            progress=output.progress(),
+        )
+    except PartialBackupError as error:
+        if not output.json:
+            print(_manifest_text(error.result.manifest))
+        raise
+    for name, doubts in result.doubts.items():
+        output.line(f"timezero: {name}: fuzzy: {doubts[0]}")
+    output.result(result.to_json, lambda: _manifest_text(result.manifest))
+    return 0
+
+
+def _copy(options: Any, output: Output) -> int:
+    from timezero.jobs.copy import CHUNK_DEFAULT, copy
+
+    output.to_stderr = options.target == "-"
+    result = copy(
+        options.source,
+        options.target,
+        force=options.force,
+        fuzzy=options.fuzzy,
+        chunk_size=options.chunk_size or max(CHUNK_DEFAULT, options.track_size),
+        session=_session(options),
+        mover=_mover(options),
+        progress=output.progress(),
+    )
+    for doubt in result.doubts:
+        output.line(f"timezero: {result.source}: fuzzy: {doubt}")
+    rate = result.size / result.seconds if result.seconds > 0 else 0.0
+    text = f"{format_size(result.size)} in {result.seconds:.2f} s, {format_size(rate)}/s, {result.method}"
+    output.result(result.to_json, lambda: text + _suspension_text(result.suspension))
+    return 0
+
+
+def _list(options: Any, output: Output) -> int:
+    from timezero.errors import VerificationError
+    from timezero.repository import Repository
+
+    repository = Repository(options.repo)
+    points, damaged = repository.points()
+
+    def document() -> Any:
+        return {
+            "repository": repository.path,
+            "points": [_brief(point.manifest) for point in points],
+            "damaged": [{"id": name, "problem": problem} for name, problem in damaged.items()],
+        }
+
+    def text() -> str:
+        rows = [
+            (
+                m.id,
+                format_instant(m.t0_ns)[:19] + "Z",
+                m.method,
+                str(len(m.datasets)),
+                format_size(m.size),
+                format_size(m.stored),
+                " ".join(dataset.name for dataset in m.datasets) + (f" ({len(m.failed)} failed)" if m.failed else ""),
+            )
+            for m in (point.manifest for point in points)
+        ]
+        rows += [(name, "", "DAMAGED", "", "", "", "") for name in damaged]
+        return table(("ID", "T0", "METHOD", "DATASETS ", "SIZE ", "STORED ", "NAMES"), sorted(rows))
+
+    if damaged and output.json:
+        for problem in damaged.values():
+            output.line(f"timezero: {problem}")
+    output.result(document, text)
+    if damaged and not output.json:
+        raise VerificationError(next(iter(damaged.values())))
+    return VerificationError.exit_code if damaged else 0
+
+
+def _brief(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": manifest.id,
+        "t0": format_instant(manifest.t0_ns),
+        "t0_ns": manifest.t0_ns,
+        "method": manifest.method,
+        "size": manifest.size,
+        "stored": manifest.stored,
+        "datasets": [dataset.name for dataset in manifest.datasets],
+        "failed": [failure.name for failure in manifest.failed],
+    }
+
+
+def _show(options: Any, output: Output) -> int:
+    from timezero.repository import Repository
+
+    manifest = Repository(options.repo).point(options.point).manifest
+    output.result(
+        lambda: {"t0": format_instant(manifest.t0_ns), **manifest.to_json()},
+        lambda: _manifest_text(manifest),
+    )
+    return 0
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    lines = [
+        f"{manifest.id}  T0 {format_instant(manifest.t0_ns)}  on {plain(manifest.host)}"
+        + _suspension_text(manifest.suspension)
+    ]
+    rows = []
+    for dataset in manifest.datasets:
+        counts, session = dataset.counts, dataset.session or {}
+        from_sidefile = counts.get("chunks_sidefile", 0) + counts.get("chunks_mixed", 0)
+        requested = "" if dataset.method_used == dataset.method_requested else f" (asked: {dataset.method_requested})"
+        rows.append(
+            (
+                dataset.name,
+                dataset.method_used + requested,
+                format_size(dataset.size),
+                str(counts.get("chunks_zero", 0)),
+                str(counts.get("chunks_direct", 0)),
+                str(from_sidefile),
+                str(session.get("intercepted", "-")),
+                format_size(session["high_water"] * manifest.track_size) if "high_water" in session else "-",
+            )
+        )
+    headings = ("DATASET", "METHOD", "SIZE ", "ZERO ", "DIRECT ", "SIDEFILE ", "INTERCEPTED ", "HIGH WATER ")
+    lines.append(table(headings, rows))
+    lines += [f"failed: {plain(failure.error)}" for failure in manifest.failed]
+    return "\n".join(lines)
+
+
+def _suspension_text(suspension: dict[str, int] | None) -> str:
+    if not suspension or "total_ns" not in suspension:
+        return ""
+    parts = [
+        f"{name} {suspension[f'{name}_ns'] // 1000}" for name in ("drain", "install") if f"{name}_ns" in suspension
+    ]
+    return f"  suspended {suspension['total_ns'] // 1000} us ({', '.join(parts)})"
+
+
+def _verify(options: Any, output: Output) -> int:
+    from timezero.errors import VerificationError
+    from timezero.jobs.verify import verify
+
+    result = verify(options.repo, options.points, mover=_mover(options), progress=output.progress())
+    for damage in result.damage:
+        output.line(f"timezero: {damage.problem}")
+    summary = f"{len(result.points)} recovery points, {result.datasets} datasets, {format_size(result.size)}"
+    verdict = f"DAMAGED in {len(result.damage)} places" if result.damage else "intact"
+    output.result(result.to_json, lambda: f"{summary}: {verdict}")
+    return VerificationError.exit_code if result.damage else 0
+
+
+def _restore(options: Any, output: Output) -> int:
+    from timezero.jobs.restore import restore
+
+    point, slash, dataset = options.point.partition("/")
+    if slash and not dataset:
+        raise UsageError(f"{options.point!r}: POINT/DATASET lacks its dataset")
+    output.to_stderr = options.target == "-"
+    result = restore(
+        options.repo,
+        point,
+        options.target,
+        dataset=dataset or None,
+        force=options.force,
+        mover=_mover(options),
+        progress=output.progress(),
+    )
+    lines = [f"{plain(name)} -> {plain(target)}" for name, target in result.targets.items()]
+    output.result(result.to_json, lambda: "\n".join([*lines, f"{format_size(result.size)} in {result.seconds:.2f} s"]))
+    return 0
+
+
+def _prune(options: Any, output: Output) -> int:
+    from timezero.repository import Repository
+
+    report = Repository(options.repo).prune(keep=options.keep, points=tuple(options.point))
+    lines = [f"removed {name}" for name in report.removed]
+    lines += [f"swept {name}, left by a backup that did not end" for name in report.swept]
+    lines += [f"left {name} alone: its backup is running" for name in report.running]
+    lines.append(
+        f"{len(report.kept)} kept, {report.packs_removed} packs removed, {format_size(report.bytes_freed)} freed"
+    )
+    output.result(lambda: vars(report), lambda: "\n".join(lines))
+    return 0
+
+
+def _status(options: Any, output: Output) -> int:
+    from timezero import session
+
+    status = session.status(options.control or session.default_control())
+
+    def text() -> str:
+        rows = [
+            (
+                str(volume.get("name", "")),
+                format_size(int(volume.get("size", 0))),
+                str(volume.get("connections", "")),
+                str(volume.get("reads", "")),
+                str(volume.get("writes", "")),
+                str(volume.get("path", "")),
+            )
+            for volume in status.get("volumes", [])
+        ]
+        lines = [table(("VOLUME", "SIZE ", "CONNECTIONS ", "READS ", "WRITES ", "PATH"), rows)]
+        for part in status.get("sessions", []):
+            lines.append(plain(f"session {part.get('session')} on {part.get('volume')}: {part.get('state')}"))
+        return "\n".join(lines)
+
+    output.result(lambda: status, text)
+    return 0
+
+
+def _doctor(options: Any, output: Output) -> int:
+    from timezero import doctor
+
+    report = doctor.examine()
+    output.result(lambda: report, lambda: doctor.render(report))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Any, Output], int]] = {
+    "serve": _serve,
+    "backup": _backup,
+    "copy": _copy,
+    "list": _list,
+    "show": _show,
+    "verify": _verify,
+    "restore": _restore,
+    "prune": _prune,
+    "status": _status,
+    "doctor": _doctor,
+}

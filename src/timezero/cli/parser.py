@@ -1,0 +1,218 @@
+"""Arguments of the command line. Errors are one line and exit code 2, argparse's own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from timezero._version import __version__
+from timezero.errors import UsageError
+from timezero.units import parse_duration_us, parse_size
+
+_T = TypeVar("_T")
+_EXIT_CODES = """exit codes: 0 done; 1 failed; 2 usage; 3 some datasets failed; 4 suspension deadline passed,
+application resumed; 5 session punctured; 6 verification failed; 10 no repository; 11 locked; 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not the whole usage."""
+        from timezero.cli.output import plain
+
+        print(f"timezero: {plain(message)}: see `{self.prog} --help`", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+
+
+def _converted(convert: Callable[[str], _T], what: str) -> Callable[[str], _T]:
+    def read(text: str) -> _T:
+        try:
+            return convert(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    read.__name__ = what
+    return read
+
+
+_size = _converted(parse_size, "size")
+_duration = _converted(parse_duration_us, "duration")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(
+        prog="timezero", description="Point-in-time backups of live volumes at device speed.", epilog=_EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=f"timezero {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for add in (_serve, _backup, _copy, _list, _show, _verify, _restore, _prune, _status, _doctor):
+        add(commands)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; SystemExit(2) after one line on stderr when they make no sense."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build()
+    if "serve" in arguments[:1]:
+        _fill_serve(parser)
+    return parser.parse_args(arguments)
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="one machine-readable document on standard output")
+    return parser
+
+
+def _repository(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("TIMEZERO_REPO") or None
+    parser.add_argument(
+        "--repo",
+        metavar="DIR",
+        default=default,
+        required=default is None,
+        help="the repository (default: TIMEZERO_REPO)",
+    )
+
+
+def _mover(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data mover")
+    group.add_argument(
+        "--buffer", type=_size, default="32M", metavar="SIZE", help="buffer space (default: %(default)s)"
+    )
+    group.add_argument("--depth", type=_count, default=0, metavar="N", help="chunks in flight a worker")
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help="threads")
+    group.add_argument(
+        "--rate", type=_size, default=0, metavar="SIZE", help="bytes a second at most (default: no limit)"
+    )
+    group.add_argument(
+        "--mode", choices=("opportunistic", "fixed"), default="opportunistic",
+        help="give way to the application's load, or do not (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _session(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("session, for served volumes")
+    default = os.environ.get("TIMEZERO_CONTROL") or None
+    group.add_argument(
+        "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
+    )
+    group.add_argument(
+        "--deadline",
+        type=_duration,
+        default="1s",
+        metavar="TIME",
+        help="longest suspension of the application (default: %(default)s)",
+    )
+    group.add_argument(
+        "--track-size", type=_size, default="64K", metavar="SIZE", help="grain of interception (default: %(default)s)"
+    )
+    group.add_argument(
+        "--sidefile-memory", type=_size, metavar="SIZE", help="cap of the sidefile's memory tier, a volume"
+    )
+    group.add_argument("--sidefile-file", type=_size, metavar="SIZE", help="cap of the sidefile's file tier, a volume")
+
+
+def _source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fuzzy", action="store_true", help="take a source at rest that changes meanwhile, and record it"
+    )
+    parser.add_argument(
+        "--chunk-size", type=_size, metavar="SIZE", help="grain of copying (default: 1M, or the repository's)"
+    )
+
+
+def _serve(commands: Any) -> None:
+    parser = _command(commands, "serve", "serve volumes over NBD and intercept updates for sessions")
+    parser.set_defaults(parser=parser)
+
+
+def _fill_serve(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `serve` are the subsystem's own, which is imported for nothing else."""
+    from timezero import subsystem
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            subsystem.add_arguments(action.choices["serve"])
+
+
+def _backup(commands: Any) -> None:
+    parser = _command(commands, "backup", "back up datasets with one T0 to a repository")
+    _repository(parser)
+    parser.add_argument(
+        "datasets", nargs="+", metavar="DATASET", help="NAME of a served volume, PATH of a file or device, or NAME=PATH"
+    )
+    _source(parser)
+    _session(parser)
+    _mover(parser)
+
+
+def _copy(commands: Any) -> None:
+    parser = _command(commands, "copy", "copy the T0 image of one dataset")
+    parser.add_argument("source", metavar="SOURCE", help="NAME of a served volume, or PATH of a file or device")
+    parser.add_argument("target", metavar="TARGET", help="file, block device, or - for standard output")
+    parser.add_argument("--force", action="store_true", help="replace a file, overwrite a device that is in use")
+    _source(parser)
+    _session(parser)
+    _mover(parser)
+
+
+def _list(commands: Any) -> None:
+    _repository(_command(commands, "list", "list the recovery points of a repository"))
+
+
+def _show(commands: Any) -> None:
+    parser = _command(commands, "show", "show a recovery point")
+    _repository(parser)
+    parser.add_argument(
+        "point", metavar="POINT", nargs="?", default="latest", help="id, unique prefix of one, or latest"
+    )
+
+
+def _verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "read every chunk of recovery points and check it against its digest")
+    _repository(parser)
+    parser.add_argument("points", metavar="POINT", nargs="*", help="id, unique prefix of one, or latest (default: all)")
+    _mover(parser)
+
+
+def _restore(commands: Any) -> None:
+    parser = _command(commands, "restore", "restore datasets of a recovery point")
+    _repository(parser)
+    parser.add_argument(
+        "point", metavar="POINT[/DATASET]", help="id, unique prefix of one, or latest; and one of its datasets"
+    )
+    parser.add_argument("target", metavar="TARGET", help="file, block device, directory, or - for standard output")
+    parser.add_argument("--force", action="store_true", help="replace files, overwrite a device that is in use")
+    _mover(parser)
+
+
+def _prune(commands: Any) -> None:
+    parser = _command(commands, "prune", "remove recovery points, and what killed backups left behind")
+    _repository(parser)
+    parser.add_argument("--keep", type=_count, metavar="N", help="keep the N newest recovery points")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="POINT", help="remove this one (may be repeated)"
+    )
+
+
+def _status(commands: Any) -> None:
+    parser = _command(commands, "status", "show what a storage subsystem serves")
+    default = os.environ.get("TIMEZERO_CONTROL") or None
+    parser.add_argument(
+        "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
+    )
+
+
+def _doctor(commands: Any) -> None:
+    _command(commands, "doctor", "tell what was built and what this kernel allows")

@@ -1,0 +1,1 @@
+"""What timezero does with data: copy, backup, restore, verify, a module each."""

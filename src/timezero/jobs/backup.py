@@ -1,0 +1,278 @@
+"""backup: datasets with one T0 as a recovery point of a repository.
+
+Order   everything is resolved and refused before anything is written; then the repository is opened or made, the
+        recovery point's id locked, the mover allocated; then the application is suspended and goes on (logical
+        completion); then data moves; then the session must end intact; then packs and indexes are made durable and
+        the manifest is published (physical completion).
+Part    of the datasets may fail, because their source cannot be read or changed while at rest: the others are
+        committed, the manifest records the failures, and PartialError carries the result. A puncture, or a failure of
+        the repository, fails everything.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from timezero._version import __version__
+from timezero.errors import PartialError, TimezeroError, UsageError
+from timezero.jobs import moving, options, stacking, targets
+from timezero.jobs.at_rest import AtRest
+from timezero.jobs.datasets import Designated, designate_all
+from timezero.jobs.moving import Moving, Transfer
+from timezero.jobs.options import MoverOptions, SessionOptions
+from timezero.jobs.progress import Meter, ProgressCallback
+from timezero.jobs.serving import Served
+from timezero.repository import DatasetRecord, FailureRecord, IndexHeader, Manifest, PointWriter, Repository
+from timezero.repository.store import CHUNK_DEFAULT, check_usable
+from timezero.units import format_instant
+
+if TYPE_CHECKING:
+    from timezero._native.mover import PackWriter
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A committed recovery point. seconds: from the first chunk to the commit."""
+
+    repository: str
+    manifest: Manifest
+    engine: str
+    seconds: float
+    doubts: dict[str, list[str]]
+
+    @property
+    def id(self) -> str:
+        """The recovery point's id."""
+        return self.manifest.id
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "repository": self.repository,
+            "t0": format_instant(self.manifest.t0_ns),
+            **self.manifest.to_json(),
+            "engine": self.engine,
+            "seconds": self.seconds,
+            "doubts": self.doubts,
+        }
+
+
+class PartialBackupError(PartialError):
+    """Some datasets failed; `result` is the recovery point that holds the others."""
+
+    def __init__(self, result: BackupResult) -> None:
+        self.result = result
+        failed = result.manifest.failed
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        super().__init__(f"{failed[0].error}{more}: {result.id} holds the other datasets only")
+
+
+def backup(
+    repository: str,
+    datasets: Sequence[str],
+    *,
+    fuzzy: bool = False,
+    chunk_size: int | None = None,
+    session: SessionOptions | None = None,
+    mover: MoverOptions | None = None,
+    progress: ProgressCallback | None = None,
+) -> BackupResult:
+    """Back up datasets, the served volumes among them with one T0.
+
+    repository: its directory; made on first use when missing or empty. datasets: names of served volumes, paths of
+    files and devices at rest, NAME=PATH. fuzzy: take sources at rest that change meanwhile. chunk_size: bytes, None
+    for the repository's. Raises PartialBackupError when a part of the datasets was committed, TimezeroError and its
+    kinds when nothing was.
+    """
+    session, mover = session or SessionOptions(), mover or MoverOptions()
+    if chunk_size is None:
+        chunk_size = _chunk_size(repository, session.track_size)
+    options.check_sizes(session.track_size, chunk_size)
+    designated = designate_all(datasets)
+    check_usable(repository)
+    with ExitStack() as stack:
+        return _Backup(stack, repository, designated, chunk_size, session, mover, fuzzy).run(progress)
+
+
+def _chunk_size(path: str, track_size: int) -> int:
+    check_usable(path)
+    exists = os.path.exists(os.path.join(path, "repository.json"))
+    return max(track_size, Repository(path).info.chunk_size if exists else CHUNK_DEFAULT)
+
+
+class _Backup:
+    """One backup, resources on `stack`."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        path: str,
+        designated: Sequence[Designated],
+        chunk_size: int,
+        session: SessionOptions,
+        mover: MoverOptions,
+        fuzzy: bool,
+    ) -> None:
+        self._stack = stack
+        self._designated = designated
+        self._chunk_size = chunk_size
+        self._session = session
+        self._mover = mover
+        self.at_rest: dict[str, AtRest] = {}
+        self.served: Served | None = None
+        self.failed: dict[str, TimezeroError] = {}
+        self._open_sources(fuzzy)
+        targets.check_apart(path, "the repository", self._identities())
+        self._repository = Repository.open_or_create(path, chunk_size=chunk_size, track_size=session.track_size)
+
+    def _open_sources(self, fuzzy: bool) -> None:
+        seen: dict[stacking.Identity, str] = {}
+        for dataset in self._designated:
+            if dataset.path is None:
+                continue
+            source = self._stack.enter_context(AtRest(dataset.path, fuzzy=fuzzy))
+            self.at_rest[dataset.name] = source
+            if source.identity in seen:
+                raise UsageError(f"{dataset.path}: is the same as {seen[source.identity]}: name it once")
+            seen[source.identity] = dataset.path
+        volumes = [dataset.name for dataset in self._designated if dataset.path is None]
+        if volumes:
+            self.served = self._stack.enter_context(Served(volumes, self._session))
+
+    def _identities(self) -> list[tuple[str, str, stacking.Identity]]:
+        found = [(name, os.path.abspath(source.path), source.identity) for name, source in self.at_rest.items()]
+        return found + (self.served.identities() if self.served else [])
+
+    def run(self, progress: ProgressCallback | None) -> BackupResult:
+        """From the new id to the commit."""
+        from timezero._native.mover import PackWriter
+
+        started_ns = time.time_ns()
+        writer = self._stack.enter_context(self._repository.begin())
+        packs_fd = os.open(writer.packs_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stack.callback(os.close, packs_fd)
+        packs = PackWriter(packs_fd, writer.id)
+        self._stack.callback(packs.close)
+        machine = self._stack.enter_context(Moving(self._mover, self._chunk_size))
+        transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
+        self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
+        begin = time.monotonic()
+        if self.served:
+            self.served.suspend()
+        t0_ns = self.served.t0_ns if self.served else time.time_ns()
+        machine.run(self._watch)
+        self._judge(transfers)
+        self._meter.finishing()
+        manifest = self._commit(writer, packs, machine, transfers, started_ns, t0_ns)
+        doubts = {name: source.doubts for name, source in self.at_rest.items() if source.doubts}
+        result = BackupResult(self._repository.path, manifest, machine.engine, time.monotonic() - begin, doubts)
+        if manifest.failed:
+            raise PartialBackupError(result)
+        return result
+
+    def _add(self, machine: Moving, dataset: Designated, packs: PackWriter) -> Transfer:
+        from timezero._native.mover import Sink, Source
+
+        if dataset.path is None:
+            assert self.served
+            source = self.served.source(dataset.name)
+        else:
+            at_rest = self.at_rest[dataset.name]
+            source = Source.file(at_rest.fd, at_rest.size)
+        return machine.add(dataset.name, source, Sink.packs(packs), target=self._repository.path, index=True)
+
+    def _watch(self, done: int) -> None:
+        for name, source in self.at_rest.items():
+            if name not in self.failed:
+                try:
+                    source.check()
+                except TimezeroError as error:
+                    self._fail(name, error)
+        if self.served:
+            self._meter.update(done, *self.served.look())
+        else:
+            self._meter.update(done)
+
+    def _fail(self, name: str, error: TimezeroError) -> None:
+        self.failed[name] = error
+        if len(self.failed) == len(self._designated):
+            raise error
+
+    def _judge(self, transfers: dict[str, Transfer]) -> None:
+        """What failed, and whether what remains can be committed. Raises when it cannot."""
+        moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal])
+        if self.served:
+            self.served.end()
+        for name, transfer in transfers.items():
+            if name in self.failed:
+                continue
+            try:
+                moving.raise_first([transfer])
+                if name in self.at_rest:
+                    self.at_rest[name].finish()
+            except TimezeroError as error:
+                self._fail(name, error)
+
+    def _commit(
+        self,
+        writer: PointWriter,
+        packs: PackWriter,
+        machine: Moving,
+        transfers: dict[str, Transfer],
+        started_ns: int,
+        t0_ns: int,
+    ) -> Manifest:
+        try:
+            records = writer.pack_records(packs.finish())
+            datasets = tuple(
+                self._record(writer, machine, dataset, transfers[dataset.name])
+                for dataset in self._designated
+                if dataset.name not in self.failed
+            )
+            manifest = Manifest(
+                id=writer.id,
+                repository=self._repository.info.id,
+                timezero=__version__,
+                host=socket.gethostname(),
+                t0_ns=t0_ns,
+                started_ns=started_ns,
+                completed_ns=time.time_ns(),
+                track_size=self._session.track_size,
+                suspension=self.served.suspension if self.served else None,
+                packs=records,
+                datasets=datasets,
+                failed=tuple(FailureRecord(name, str(error)) for name, error in self.failed.items()),
+            )
+            writer.commit(manifest)
+        except OSError as error:
+            raise TimezeroError(
+                f"{self._repository.path}: {writer.id} cannot be made durable: {error.strerror}: nothing was committed"
+            ) from error
+        return manifest
+
+    def _record(self, writer: PointWriter, machine: Moving, dataset: Designated, transfer: Transfer) -> DatasetRecord:
+        header = IndexHeader(self._chunk_size, transfer.size)
+        digest = writer.add_index(dataset.name, header, machine.index(transfer))
+        at_rest = self.at_rest.get(dataset.name)
+        served = self.served.final.get(dataset.name) if self.served else None
+        return DatasetRecord(
+            name=dataset.name,
+            source=os.path.abspath(at_rest.path) if at_rest else self._source_path(dataset.name),
+            method_requested=at_rest.method_requested if at_rest else "session",
+            method_used=at_rest.method_used if at_rest else "session",
+            size=transfer.size,
+            chunk_size=self._chunk_size,
+            digest=digest,
+            counts=transfer.counts,
+            session=None if at_rest else served,
+        )
+
+    def _source_path(self, volume: str) -> str:
+        assert self.served
+        return self.served.paths.get(volume, "")

@@ -1,0 +1,144 @@
+"""copy: the T0 image of one dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from timezero.jobs import moving, targets
+from timezero.jobs.at_rest import AtRest
+from timezero.jobs.datasets import Designated, designate
+from timezero.jobs.options import MoverOptions, SessionOptions, check_sizes
+from timezero.jobs.progress import Meter, ProgressCallback
+from timezero.jobs.serving import Served
+
+if TYPE_CHECKING:
+    from timezero._native.mover import Source
+
+CHUNK_DEFAULT = 1 << 20
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """A copy that is whole and durable. Sizes in bytes, suspension in nanoseconds; doubts: why a fuzzy copy is one."""
+
+    source: str
+    target: str
+    size: int
+    method: str
+    engine: str
+    seconds: float
+    counts: dict[str, int]
+    suspension: dict[str, int] | None
+    session: dict[str, int] | None
+    doubts: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dataclasses.asdict(self)
+
+
+def copy(
+    source: str,
+    target: str,
+    *,
+    force: bool = False,
+    fuzzy: bool = False,
+    chunk_size: int = CHUNK_DEFAULT,
+    session: SessionOptions | None = None,
+    mover: MoverOptions | None = None,
+    progress: ProgressCallback | None = None,
+) -> CopyResult:
+    """Copy a dataset as of T0 to a file, a block device or `-` (standard output).
+
+    source: the name of a served volume, or the path of a file or device at rest. force: replace an existing file,
+    overwrite a device that is in use. fuzzy: copy a source that changes meanwhile. chunk_size: bytes. Raises
+    TimezeroError and its kinds.
+    """
+    session, mover = session or SessionOptions(), mover or MoverOptions()
+    check_sizes(session.track_size, chunk_size)
+    dataset = designate(source)
+    targets.check_target(target, force=force)
+    with ExitStack() as stack:
+        job = _Copy(stack, dataset, session, fuzzy)
+        if target != targets.STREAM:
+            targets.check_apart(target, "the target", job.identities)
+        image = stack.enter_context(targets.open_target(target, job.size, force=force))
+        machine = stack.enter_context(moving.Moving(mover, chunk_size))
+        transfer = machine.add(dataset.name, job.source(), image.sink(), target=image.name)
+        meter = Meter(progress, job.size)
+        if job.served:
+            job.served.suspend()
+        machine.run(job.watch(meter))
+        moving.raise_first(machine.transfers)
+        meter.finishing()
+        job.end()
+        if target != targets.STREAM:
+            machine.sync(transfer)
+        engine = machine.engine
+        machine.stop()
+        image.publish()
+        return CopyResult(
+            source=source,
+            target=target,
+            size=job.size,
+            method=job.method,
+            engine=engine,
+            seconds=(transfer.report["ended_ns"] - transfer.report["started_ns"]) / 1e9,
+            counts=transfer.counts,
+            suspension=job.served.suspension if job.served else None,
+            session=job.served.final.get(dataset.name) if job.served else None,
+            doubts=tuple(job.at_rest.doubts) if job.at_rest else (),
+        )
+
+
+class _Copy:
+    """The source of a copy: either a volume under a session or one at rest."""
+
+    def __init__(self, stack: ExitStack, dataset: Designated, session: SessionOptions, fuzzy: bool) -> None:
+        self.served: Served | None = None
+        self.at_rest: AtRest | None = None
+        if dataset.path is None:
+            self.served = stack.enter_context(Served([dataset.name], session))
+            self.size = self.served.size(dataset.name)
+            self.identities = self.served.identities()
+            self.method = "session"
+        else:
+            self.at_rest = stack.enter_context(AtRest(dataset.path, fuzzy=fuzzy))
+            self.size = self.at_rest.size
+            self.identities = [(dataset.name, os.path.abspath(dataset.path), self.at_rest.identity)]
+            self.method = "at-rest"
+        self._name = dataset.name
+
+    def source(self) -> Source:
+        """The mover's source."""
+        from timezero._native.mover import Source
+
+        if self.served:
+            return self.served.source(self._name)
+        assert self.at_rest
+        return Source.file(self.at_rest.fd, self.size)
+
+    def watch(self, meter: Meter) -> Callable[[int], None]:
+        """What to do several times a second."""
+
+        def look(done: int) -> None:
+            if self.at_rest:
+                self.at_rest.check()
+                meter.update(done)
+            elif self.served:
+                meter.update(done, *self.served.look())
+
+        return look
+
+    def end(self) -> None:
+        """After the last chunk: was it T0 to the end? Raises PunctureError, TimezeroError."""
+        if self.served:
+            self.served.end()
+        if self.at_rest:
+            self.at_rest.finish()
+            self.method = self.at_rest.method_used

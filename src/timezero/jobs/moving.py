@@ -1,0 +1,168 @@
+"""Running the data mover: transfers with their buffer space, watched until they end, their errors in words.
+
+Errors: TimezeroError and its kinds. Threads: one controlling thread; the mover has its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from timezero.errors import PunctureError, TimezeroError, VerificationError
+from timezero.jobs.options import MoverOptions, engine_from_environment
+
+if TYPE_CHECKING:
+    from timezero._native.mover import Sink, Source
+
+#: Seconds between two looks at the sources and the user: how long a writer that breaks a lease waits at most.
+_TICK_S = 0.1
+_FATAL = {errno.ESTALE, errno.EPROTO}
+_COUNTS = (
+    "chunks",
+    "chunks_zero",
+    "chunks_direct",
+    "chunks_sidefile",
+    "chunks_mixed",
+    "chunks_ahead",
+    "tracks_from_sidefile",
+    "bytes_read",
+    "bytes_written",
+)
+
+
+@dataclass
+class Transfer:
+    """One dataset on its way. source, target: as they are called in errors. report: the mover's, once it has ended."""
+
+    source: str
+    target: str
+    size: int
+    number: int
+    report: dict[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How the chunks were obtained, and what was moved."""
+        return {name: int(self.report[name]) for name in _COUNTS}
+
+    @property
+    def is_fatal(self) -> bool:
+        """Did it end in a way that leaves no hope for the others of its group: in the target they share, or
+        punctured?
+        """
+        error = abs(int(self.report["error"]))
+        return bool(error) and (self.report["side"] == "sink" or error in _FATAL)
+
+    def error(self) -> TimezeroError | None:
+        """Why it failed; None when all of its data has arrived."""
+        code = abs(int(self.report["error"]))
+        if not code:
+            return None
+        offset, side = self.report["error_offset"], self.report["side"]
+        if code == errno.ESTALE:
+            return PunctureError(f"{self.source}: the session was punctured: T0 is lost, nothing was committed")
+        if code == errno.EBADMSG:
+            return VerificationError(
+                f"{self.source}: damaged at byte {offset}: the stored data does not match its digest"
+            )
+        if code == errno.ECANCELED:
+            return TimezeroError(f"{self.source}: was cancelled")
+        reason = os.strerror(code)
+        if side == "sink":
+            return TimezeroError(f"{self.target}: cannot be written at byte {offset} of {self.source}: {reason}")
+        if side == "session":
+            return TimezeroError(f"{self.source}: its session broke at byte {offset}: {reason}")
+        return TimezeroError(f"{self.source}: cannot be read at byte {offset}: {reason}")
+
+
+class Moving:
+    """A mover and its buffer space, for some transfers of one chunk size. A context manager: leaving it cancels,
+    waits and frees.
+    """
+
+    def __init__(self, options: MoverOptions, chunk_size: int) -> None:
+        from timezero._native.mover import BufferSpace, Mover
+
+        options.check()
+        self.transfers: list[Transfer] = []
+        try:
+            self._space = BufferSpace(chunk_size, options.frames(chunk_size))
+        except OSError as error:
+            raise TimezeroError(
+                f"no buffer space of {options.buffer_bytes} bytes: {error.strerror}: try a smaller --buffer"
+            ) from error
+        try:
+            self._mover = Mover(
+                self._space,
+                engine=options.engine or engine_from_environment(),
+                workers=options.workers,
+                depth=options.depth,
+                rate=options.rate,
+                opportunistic=options.mode == "opportunistic",
+            )
+        except OSError as error:
+            self._space.close()
+            raise TimezeroError(f"the data mover cannot start: {error.strerror}: see `timezero doctor`") from error
+        except BaseException:
+            self._space.close()
+            raise
+
+    @property
+    def engine(self) -> str:
+        """The I/O engine in use."""
+        return self._mover.engine
+
+    def add(self, name: str, source: Source, sink: Sink, *, target: str, index: bool = False) -> Transfer:
+        """Add a transfer. `name` and `target` are for errors; `index`: keep its index entries."""
+        size = source.size
+        number = self._mover.add(source, sink, index=index)
+        transfer = Transfer(name, target, size, number, {})
+        self.transfers.append(transfer)
+        return transfer
+
+    def run(self, watch: Callable[[int], None]) -> None:
+        """Move everything. `watch` is called several times a second with the bytes done; what it raises ends the
+        job.
+        """
+        self._mover.start()
+        while not self._mover.wait(_TICK_S):
+            watch(self.bytes_done())
+        for transfer in self.transfers:
+            transfer.report = self._mover.report(transfer.number)
+        watch(self.bytes_done())
+
+    def bytes_done(self) -> int:
+        """Bytes of the datasets that are done, holes included."""
+        return sum(int(self._mover.report(transfer.number)["bytes_done"]) for transfer in self.transfers)
+
+    def index(self, transfer: Transfer) -> bytes:
+        """The index entries of a transfer that has arrived."""
+        return self._mover.index(transfer.number)
+
+    def sync(self, transfer: Transfer) -> None:
+        """Make an image durable. Raises TimezeroError; it is final."""
+        try:
+            self._mover.sync(transfer.number)
+        except OSError as error:
+            raise TimezeroError(f"{transfer.target}: cannot be made durable: {error.strerror}") from error
+
+    def stop(self) -> None:
+        """Cancel what still runs, wait for it, free the buffer space. Safe to repeat."""
+        self._mover.close()
+        self._space.close()
+
+    def __enter__(self) -> Moving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def raise_first(transfers: Sequence[Transfer]) -> None:
+    """Raise the error of the first transfer that failed; a puncture comes before all others."""
+    errors = [error for transfer in transfers if (error := transfer.error()) is not None]
+    if errors:
+        raise min(errors, key=lambda error: not isinstance(error, PunctureError))

@@ -1,0 +1,86 @@
+"""How a job moves data, and how it makes its session. Every setting has a name here and on the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from timezero.errors import UsageError
+from timezero.units import MIB
+
+ENGINES = ("auto", "uring", "threads")
+MODES = ("opportunistic", "fixed")
+
+
+def engine_from_environment() -> str:
+    """TIMEZERO_IO, or "auto". Raises UsageError."""
+    engine = os.environ.get("TIMEZERO_IO") or "auto"
+    if engine not in ENGINES:
+        raise UsageError(f"TIMEZERO_IO is {engine!r}: it can be {', '.join(ENGINES)}")
+    return engine
+
+
+@dataclass(frozen=True)
+class MoverOptions:
+    """The data mover.
+
+    buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker, workers:
+    threads (0: the mover's defaults). rate: bytes a second over everything, 0 for no limit. mode: "opportunistic"
+    gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
+    """
+
+    buffer_bytes: int = 32 * MIB
+    depth: int = 0
+    workers: int = 0
+    rate: int = 0
+    mode: str = "opportunistic"
+    engine: str = ""
+
+    def frames(self, chunk_size: int) -> int:
+        """Frames of the buffer space. Raises UsageError when it has no room for two."""
+        frames = self.buffer_bytes // chunk_size
+        if frames < 2:
+            raise UsageError(
+                f"a buffer space of {self.buffer_bytes} bytes is too small: two chunks of {chunk_size} must fit"
+            )
+        return min(frames, 2**20)
+
+    def check(self) -> None:
+        """Raises UsageError for a mode or engine that does not exist, or a number out of range."""
+        if self.mode not in MODES:
+            raise UsageError(f"no mode {self.mode!r}: it can be {', '.join(MODES)}")
+        if self.engine and self.engine not in ENGINES:
+            raise UsageError(f"no engine {self.engine!r}: it can be {', '.join(ENGINES)}")
+        for name, value, limit in (
+            ("depth", self.depth, 1024),
+            ("workers", self.workers, 64),
+            ("rate", self.rate, 2**50),
+        ):
+            if not 0 <= value <= limit:
+                raise UsageError(f"{name} {value} is out of range: 0 to {limit}")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """A session with a storage subsystem.
+
+    control: the path of its control socket, None for the default one. track_size, memory_bytes, file_bytes: bytes;
+    the latter two are the caps of the sidefile's tiers a volume, None for the subsystem's. deadline_us: how long the
+    application may be suspended at most; when it passes, the application goes on and the job fails.
+    """
+
+    control: str | None = None
+    track_size: int = 64 << 10
+    memory_bytes: int | None = None
+    file_bytes: int | None = None
+    deadline_us: int = 1_000_000
+
+
+def check_sizes(track_size: int, chunk_size: int) -> None:
+    """Tracks are a power of two from 4 KiB to 1 MiB, chunks a power of two multiple of them up to 16 MiB. Raises
+    UsageError.
+    """
+    if not 4096 <= track_size <= 1 << 20 or track_size & (track_size - 1):
+        raise UsageError(f"a track of {track_size} bytes: it must be a power of two from 4 KiB to 1 MiB")
+    if not track_size <= chunk_size <= 16 << 20 or chunk_size & (chunk_size - 1):
+        raise UsageError(f"a chunk of {chunk_size} bytes: it must be a power of two from the track size to 16 MiB")

@@ -1,0 +1,108 @@
+"""A job's session with the storage subsystem: one group of volumes with one T0.
+
+Errors: DeadlineError, PunctureError, UsageError, TimezeroError. Threads: one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from timezero.errors import TimezeroError
+from timezero.jobs import stacking
+from timezero.jobs.options import SessionOptions
+
+if TYPE_CHECKING:
+    from timezero._native.mover import Source
+
+
+class Served:
+    """Volumes of one subsystem under one session. A context manager: leaving it before `end` cancels the session."""
+
+    def __init__(self, volumes: Sequence[str], options: SessionOptions) -> None:
+        """Prepare: everything is allocated, the application notices nothing."""
+        from timezero import session
+
+        self._options = options
+        self.paths = _paths(options.control, volumes)
+        self._group = session.prepare(
+            options.control,
+            volumes,
+            track_size=options.track_size,
+            memory_bytes=options.memory_bytes,
+            file_bytes=options.file_bytes,
+        )
+        self._parts = {part.volume: part for part in self._group.parts}
+        self.suspension: dict[str, int] = {}
+        self.t0_ns = 0
+        self.final: dict[str, dict[str, int]] = {}
+
+    def size(self, volume: str) -> int:
+        """Bytes."""
+        return int(self._parts[volume].size)
+
+    def source(self, volume: str) -> Source:
+        """The mover's source for a volume."""
+        from timezero._native.mover import Source
+
+        return Source.session(self._parts[volume].handles)
+
+    def identities(self) -> list[tuple[str, str, stacking.Identity]]:
+        """(name, path, identity) of every volume, as far as its path can be looked at from here."""
+        found = []
+        for name, path in self.paths.items():
+            try:
+                found.append((name, path, stacking.identity(os.stat(path))))
+            except OSError:
+                continue
+        return found
+
+    def suspend(self) -> None:
+        """Secure T0. Raises DeadlineError; the application runs on either way."""
+        before = time.time_ns()
+        times = self._group.suspend(self._options.deadline_us)
+        self.suspension = {name: int(value) for name, value in dict(times).items()}
+        # T0 lies between the closing and the opening of the gates; the instant of the call is never later than it.
+        self.t0_ns = before
+
+    def look(self) -> tuple[int, int]:
+        """(bytes in the sidefile, updates intercepted), now, over all volumes."""
+        used = intercepted = 0
+        for part in self._group.report():
+            used += int(part.get("used_slots", 0)) * self._options.track_size
+            intercepted += int(part.get("intercepted", 0))
+        return used, intercepted
+
+    def end(self) -> None:
+        """End the session after the last chunk. Raises PunctureError unless T0 was intact to the end."""
+        for part in self._group.end():
+            self.final[str(part["volume"])] = _numbers(part)
+
+    def close(self) -> None:
+        """Cancel the session if it has not ended; the application notices nothing. Safe to repeat."""
+        self._group.close()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _numbers(part: dict[str, Any]) -> dict[str, int]:
+    return {name: value for name, value in part.items() if type(value) is int and value >= 0}
+
+
+def _paths(control: str | None, volumes: Sequence[str]) -> dict[str, str]:
+    from timezero import session
+
+    status = session.status(control or session.default_control())
+    try:
+        served = {str(volume["name"]): str(volume["path"]) for volume in status["volumes"]}
+    except (KeyError, TypeError):
+        raise TimezeroError(
+            "the storage subsystem answered with a status that makes no sense: is it of this version?"
+        ) from None
+    return {name: served[name] for name in volumes if name in served}

@@ -1,0 +1,71 @@
+"""An index file: a header of 64 bytes, then an entry of 48 bytes (tz_index_entry) a chunk. Little-endian.
+
+Errors: VerificationError when a file is not the index it should be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+
+from timezero.errors import TimezeroError, VerificationError
+from timezero.repository import documents
+
+MAGIC = b"TZINDEX\n"
+VERSION = 1
+ENTRY_BYTES = 48
+_HEADER = struct.Struct("<8sIIQQ32x")
+HEADER_BYTES = _HEADER.size
+
+CHUNK_MIN = 4096
+CHUNK_MAX = 16 << 20
+SIZE_MAX = 1 << 56
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """What an index says of its dataset. Sizes in bytes."""
+
+    chunk_size: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """Chunks, and so entries; the last chunk may be short."""
+        return -(-self.size // self.chunk_size)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the index file."""
+        return HEADER_BYTES + self.count * ENTRY_BYTES
+
+    def encode(self) -> bytes:
+        """The header as it is stored."""
+        return _HEADER.pack(MAGIC, VERSION, self.chunk_size, self.size, self.count)
+
+
+def digest(header: IndexHeader, entries: bytes) -> str:
+    """SHA-256 of the index file, in hex."""
+    state = hashlib.sha256(header.encode())
+    state.update(entries)
+    return state.hexdigest()
+
+
+def read(path: str, expected: IndexHeader, expected_digest: str) -> bytes:
+    """The entries of an index file that must have this header and this digest."""
+    try:
+        size = os.stat(path, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        raise VerificationError(f"{path}: the index is missing") from None
+    except OSError as error:
+        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+    if size != expected.file_bytes:
+        raise VerificationError(f"{path}: altered or truncated: {size} bytes instead of {expected.file_bytes}")
+    content = documents.read_limited(path, expected.file_bytes)
+    if content[:HEADER_BYTES] != expected.encode():
+        raise VerificationError(f"{path}: altered or truncated: its header does not fit the manifest")
+    if hashlib.sha256(content).hexdigest() != expected_digest:
+        raise VerificationError(f"{path}: altered or truncated: it does not match its digest")
+    return content[HEADER_BYTES:]

@@ -1,0 +1,73 @@
+"""Reading a committed recovery point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from timezero.errors import TimezeroError, UsageError, VerificationError
+from timezero.repository import documents, index, manifest, names
+from timezero.repository.manifest import DatasetRecord, Manifest, PackRecord
+
+
+class RecoveryPoint:
+    """One committed backup: its manifest, its indexes, its packs. Immutable; several readers may share it."""
+
+    def __init__(self, root: str, point_id: str, repository_id: str) -> None:
+        """Read the manifest. FileNotFoundError when the recovery point does not exist; VerificationError when it is
+        damaged.
+        """
+        self.id = point_id
+        self._directory = os.path.join(root, names.POINTS_DIR, point_id)
+        self._packs = os.path.join(root, names.PACKS_DIR)
+        fields = documents.load(os.path.join(self._directory, names.MANIFEST_FILE))
+        self.manifest: Manifest = manifest.parse(fields, point_id)
+        if self.manifest.repository != repository_id:
+            fields.fail("it belongs to another repository")
+
+    @property
+    def datasets(self) -> tuple[DatasetRecord, ...]:
+        """The datasets that were committed."""
+        return self.manifest.datasets
+
+    def dataset(self, name: str) -> DatasetRecord:
+        """The dataset of that name. Raises UsageError."""
+        record = self.manifest.dataset(name)
+        if record is None:
+            there = ", ".join(dataset.name for dataset in self.datasets)
+            raise UsageError(f"{self.id}: has no dataset {name!r}; it has {there}")
+        return record
+
+    def entries(self, dataset: DatasetRecord) -> bytes:
+        """The index entries of a dataset, checked against the digest in the manifest."""
+        return index.read(os.path.join(self._directory, dataset.file), dataset.header, dataset.digest)
+
+    @contextmanager
+    def open_packs(self) -> Iterator[Mapping[int, int]]:
+        """{pack number: descriptor} of all packs.
+
+        Descriptors are open before the first chunk is read, so a `prune` meanwhile takes nothing away.
+        """
+        with ExitStack() as stack:
+            packs: dict[int, int] = {}
+            for pack in self.manifest.packs:
+                fd = self.open_pack(pack)
+                stack.callback(os.close, fd)
+                packs[pack.number] = fd
+            yield packs
+
+    def open_pack(self, pack: PackRecord) -> int:
+        """A descriptor of a pack, which has its full length. Raises VerificationError."""
+        path = os.path.join(self._packs, pack.name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise VerificationError(f"{path}: the pack is missing; {self.id} needs it") from None
+        except OSError as error:
+            raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        size = os.fstat(fd).st_size
+        if size != pack.bytes:
+            os.close(fd)
+            raise VerificationError(f"{path}: altered or truncated: {size} bytes instead of {pack.bytes}")
+        return fd

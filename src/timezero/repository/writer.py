@@ -1,0 +1,150 @@
+"""Writing a recovery point: from its id to its manifest.
+
+Order of a commit: packs are durable (PackWriter.finish), index files are durable, their directories are, up to the
+repository's; packs are looked up by name once more; the manifest is published without replacing. Only then does the
+recovery point exist. Whatever goes wrong before leaves a directory without a manifest, which nobody lists and prune
+sweeps.
+
+Errors: OSError where the system refuses; one of an fsync is final.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from timezero.errors import TimezeroError
+from timezero.repository import durable, index, names
+from timezero.repository.locks import FileLock
+from timezero.repository.manifest import Manifest, PackRecord
+
+if TYPE_CHECKING:
+    from timezero.repository.store import Repository
+
+#: Seconds that a backup with all its data secured waits for a prune before it gives up.
+_PUBLISH_PATIENCE_S = 600.0
+
+
+class PointWriter:
+    """A recovery point that is being written. A context manager: leaving it without `commit` removes everything of
+    it.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        """Take a new id and its lock. The caller holds the repository's shared lock."""
+        self._repository = repository
+        self._lock: FileLock | None = None
+        self._committed = False
+        while True:
+            self.id = names.new_id()
+            self._directory = os.path.join(repository.points_path, self.id)
+            try:
+                os.mkdir(self._directory, 0o700)
+                break
+            except FileExistsError:
+                continue
+        try:
+            self._take_lock()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _take_lock(self) -> None:
+        what = f"{self.id}: locked by another timezero"
+        self._lock = FileLock(os.path.join(self._directory, names.LOCK_FILE), shared=False, what=what, create=True)
+        durable.sync_directory(self._repository.points_path)
+
+    @property
+    def packs_path(self) -> str:
+        """The directory that packs go to; their names begin with `id`."""
+        return self._repository.packs_path
+
+    def add_index(self, dataset: str, header: index.IndexHeader, entries: bytes) -> str:
+        """Write a dataset's index, durable. Its SHA-256 in hex."""
+        if len(entries) != header.count * index.ENTRY_BYTES:
+            raise ValueError(f"{len(entries)} bytes of entries for {header.count} chunks")
+        durable.write_new(os.path.join(self._directory, names.index_file(dataset)), header.encode(), entries)
+        return index.digest(header, entries)
+
+    def pack_records(self, sizes: Sequence[int]) -> tuple[PackRecord, ...]:
+        """The records of the packs that PackWriter.finish reported."""
+        return tuple(PackRecord(number, names.pack_name(self.id, number), size) for number, size in enumerate(sizes))
+
+    def commit(self, manifest: Manifest) -> None:
+        """Publish the manifest: from here on the recovery point exists. Packs and indexes are in place.
+
+        Raises TimezeroError when a pack has gone, LockedError when a prune does not end.
+        """
+        if manifest.id != self.id:
+            raise ValueError("the manifest of another recovery point")
+        durable.sync_directory(self._repository.packs_path)
+        durable.sync_directory(self._directory)
+        durable.sync_directory(self._repository.points_path)
+        durable.sync_directory(self._repository.path)
+        with self._repository.lock_shared(_PUBLISH_PATIENCE_S):
+            self._look_up(manifest.packs)
+            self._publish(manifest)
+        self._committed = True
+        self._release()
+
+    def _publish(self, manifest: Manifest) -> None:
+        try:
+            durable.publish(self._directory, names.MANIFEST_FILE, manifest.encode())
+        except OSError:
+            # The name may be there already, but not durably: a recovery point that could vanish is none.
+            durable.remove(os.path.join(self._directory, names.MANIFEST_FILE))
+            raise
+
+    def _look_up(self, packs: Sequence[PackRecord]) -> None:
+        for pack in packs:
+            path = os.path.join(self._repository.packs_path, pack.name)
+            try:
+                size = os.stat(path, follow_symlinks=False).st_size
+            except FileNotFoundError:
+                raise TimezeroError(f"{path}: the pack went away while the backup ran: nothing is committed") from None
+            if size != pack.bytes:
+                raise TimezeroError(f"{path}: the pack changed while the backup ran: nothing is committed")
+
+    def abort(self) -> None:
+        """Remove everything of this id, as far as the system lets us; prune sweeps the rest. Safe to repeat."""
+        if not self._committed and not os.path.lexists(os.path.join(self._directory, names.MANIFEST_FILE)):
+            with suppress(OSError):  # what stays is neither listed nor restorable
+                sweep(self._repository, self.id)
+        self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def __enter__(self) -> PointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+
+def sweep(repository: Repository, point_id: str) -> int:
+    """Remove the packs and the directory of a recovery point that has no manifest, and whose lock the caller holds.
+
+    Bytes of the packs removed.
+    """
+    freed = 0
+    for name in os.listdir(repository.packs_path):
+        if names.pack_owner(name) == point_id:
+            path = os.path.join(repository.packs_path, name)
+            freed += os.stat(path, follow_symlinks=False).st_size
+            durable.remove(path)
+    remove_point_directory(repository, point_id)
+    return freed
+
+
+def remove_point_directory(repository: Repository, point_id: str) -> None:
+    """Remove recovery-points/<id> and the files in it, its lock last."""
+    directory = os.path.join(repository.points_path, point_id)
+    for name in sorted(os.listdir(directory), key=lambda name: name == names.LOCK_FILE):
+        durable.remove(os.path.join(directory, name))
+    os.rmdir(directory)
+    durable.sync_directory(repository.points_path)
