@@ -176,10 +176,10 @@ int tz_io_probe_uring(const char **step)
     int rc = tz_uring_create(&io, &(tz_io_config){.depth = 4, .threads = 1}, &at);
 
     if (rc == 0) {
-        at = "io_uring_enter";
         tz_io_submit(io, &op);
         while (rc >= 0 && op.user)
             rc = tz_io_run(io, -1);
+        at = io->started ? "io_uring_enter" : "io_uring_register";
         io->inflight = 0; /* a ring that failed to run is dropped with what it holds */
         io->engine->destroy(io);
         prctl(PR_SET_TIMERSLACK, slack, 0ul, 0ul, 0ul); /* this thread is not going to be an owner */

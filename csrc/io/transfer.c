@@ -76,17 +76,14 @@ static tz_transfer_next go_on(tz_io_op *op, tz_transfer_next next)
     return over(op, op->opcode == TZ_IO_RECV && op->engine.progress ? op->engine.progress : -ECANCELED);
 }
 
-/* A direct read that stops inside a block has met the end of the file; asking for the rest is
- * EINVAL, because the rest is not aligned. Anything else that ends so is an error: a short read must not pass
- * for the end of the file. */
-static tz_transfer_next direct_read_stopped(tz_io_op *op)
+/* A direct read that stops inside a block has met the end of the file; asking for the rest is EINVAL, because the rest
+ * is not aligned. The size decides: a short read must not pass for the end of the file. */
+static bool stopped_at_end(const tz_io_op *op)
 {
     struct stat st;
 
-    if (fstat(op->fd, &st) < 0 || !S_ISREG(st.st_mode) ||
-        op->offset + (uint64_t)op->engine.progress < (uint64_t)st.st_size)
-        return over(op, -EIO);
-    return over(op, op->engine.progress);
+    return op->engine.progress && fstat(op->fd, &st) == 0 && S_ISREG(st.st_mode) &&
+           op->offset + (uint64_t)op->engine.progress >= (uint64_t)st.st_size;
 }
 
 static tz_transfer_next judge_error(tz_io_op *op, int64_t error)
@@ -99,8 +96,8 @@ static tz_transfer_next judge_error(tz_io_op *op, int64_t error)
         return go_on(op, TZ_NEXT_WAIT);
     if (op->opcode == TZ_IO_RECV && op->engine.progress)
         return over(op, op->engine.progress);
-    if (op->opcode == TZ_IO_READ && error == -EINVAL && op->engine.progress % 512)
-        return direct_read_stopped(op);
+    if (op->opcode == TZ_IO_READ && error == -EINVAL && stopped_at_end(op))
+        return over(op, op->engine.progress);
     return over(op, error);
 }
 

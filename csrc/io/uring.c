@@ -246,7 +246,7 @@ static int uring_turn(tz_io *io, int64_t timeout_ns)
 
     collect(u);
     start_queued(u);
-    if (timeout_ns != 0 && !io->ready.head && tz_inbox_sleep(&io->inbox)) {
+    if (timeout_ns != 0 && !io->ready.head && !io->queue.head && tz_inbox_sleep(&io->inbox)) {
         rc = enter_and_wait(u, timeout_ns);
         tz_inbox_awake(&io->inbox);
     } else if (io_uring_sq_ready(&u->ring) || kernel_has_work(u)) {
