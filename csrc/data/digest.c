@@ -1,24 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define TZ_DIGEST_CHUNK   tz_digest_chunk_base
-#define TZ_DIGEST_IS_ZERO tz_digest_is_zero_base
+#define TZ_DIGEST(name) tz_digest_##name##_base
 #include "digest_impl.h"
+
+#if defined(__x86_64__)
+#define BEST(name) (__builtin_cpu_supports("avx2") ? tz_digest_##name##_avx2 : tz_digest_##name##_base)
+#else
+#define BEST(name) tz_digest_##name##_base
+#endif
 
 bool tz_digest_chunk(tz_digest *out, const void *data, size_t length)
 {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2"))
-        return tz_digest_chunk_avx2(out, data, length);
-#endif
-    return tz_digest_chunk_base(out, data, length);
+    return BEST(chunk)(out, data, length);
+}
+
+void tz_digest_plain(tz_digest *out, const void *data, size_t length)
+{
+    BEST(plain)(out, data, length);
 }
 
 bool tz_is_zero(const void *data, size_t length)
 {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2"))
-        return tz_digest_is_zero_avx2(data, length);
-#endif
-    return tz_digest_is_zero_base(data, length);
+    return BEST(is_zero)(data, length);
 }
 
 void tz_digest_zeros(tz_digest *out, size_t length)

@@ -12,9 +12,8 @@
 #pragma GCC target("avx2")
 #endif
 
-#define XXH_VECTOR        XXH_AVX2
-#define TZ_DIGEST_CHUNK   tz_digest_chunk_avx2
-#define TZ_DIGEST_IS_ZERO tz_digest_is_zero_avx2
+#define XXH_VECTOR      XXH_AVX2
+#define TZ_DIGEST(name) tz_digest_##name##_avx2
 #include "digest_impl.h"
 
 #if defined(__clang__)

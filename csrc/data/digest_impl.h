@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The body of the digest, compiled once per instruction set: a file that includes this one first says for which
- * set (a target pragma) and defines TZ_DIGEST_CHUNK and TZ_DIGEST_IS_ZERO, the names of its two functions.
+ * set (a target pragma) and defines TZ_DIGEST(name), the names of its functions for that set.
  *
  * XXH3 picks its vector code at compile time, and packages must run on any machine of their architecture. So digest.c
  * asks the CPU at run time which copy to call. No state, so nothing to initialise.
@@ -18,7 +18,7 @@ typedef uint64_t lanes __attribute__((vector_size(64), aligned(1), may_alias));
  */
 #define PIECE ((size_t)4 << 10)
 
-bool TZ_DIGEST_IS_ZERO(const uint8_t *data, size_t length)
+bool TZ_DIGEST(is_zero)(const uint8_t *data, size_t length)
 {
     const lanes *at = (const lanes *)data;
     uint64_t tail = 0;
@@ -35,17 +35,20 @@ bool TZ_DIGEST_IS_ZERO(const uint8_t *data, size_t length)
     return tail == 0;
 }
 
+void TZ_DIGEST(plain)(tz_digest *out, const uint8_t *data, size_t length)
+{
+    XXH128_canonicalFromHash((XXH128_canonical_t *)out->bytes, XXH3_128bits(data, length));
+}
+
 /* Data: one call over all of it, after a glance at its first bytes. Zeros: piece by piece, until one is not; so
  * every byte is brought into the cache once. */
-bool TZ_DIGEST_CHUNK(tz_digest *out, const uint8_t *data, size_t length)
+bool TZ_DIGEST(chunk)(tz_digest *out, const uint8_t *data, size_t length)
 {
     size_t zeros = tz_min_u64(PIECE, length);
     XXH3_state_t state;
-    XXH128_hash_t hash;
 
-    if (!TZ_DIGEST_IS_ZERO(data, zeros)) {
-        hash = XXH3_128bits(data, length);
-        XXH128_canonicalFromHash((XXH128_canonical_t *)out->bytes, hash);
+    if (!TZ_DIGEST(is_zero)(data, zeros)) {
+        TZ_DIGEST(plain)(out, data, length);
         return false;
     }
     XXH3_128bits_reset(&state);
@@ -53,13 +56,12 @@ bool TZ_DIGEST_CHUNK(tz_digest *out, const uint8_t *data, size_t length)
     while (zeros < length) {
         size_t piece = tz_min_u64(PIECE, length - zeros);
 
-        if (!TZ_DIGEST_IS_ZERO(data + zeros, piece))
+        if (!TZ_DIGEST(is_zero)(data + zeros, piece))
             break;
         XXH3_128bits_update(&state, data + zeros, piece);
         zeros += piece;
     }
     XXH3_128bits_update(&state, data + zeros, length - zeros);
-    hash = XXH3_128bits_digest(&state);
-    XXH128_canonicalFromHash((XXH128_canonical_t *)out->bytes, hash);
+    XXH128_canonicalFromHash((XXH128_canonical_t *)out->bytes, XXH3_128bits_digest(&state));
     return zeros == length;
 }

