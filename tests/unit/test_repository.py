@@ -73,7 +73,7 @@ def manifest(
         started_ns=0,
         completed_ns=2,
         track_size=65536,
-        suspension={"total_ns": 5},
+        suspension={"total_us": 5},
         packs=packs,
         datasets=records,
         failed=(FailureRecord("gone", "gone: was not there"),),
@@ -96,7 +96,7 @@ def test_round_trip(repository: Repository) -> None:
     assert point.id == point_id
     assert [record.name for record in point.datasets] == ["a", "ü/../b\n"]
     assert point.manifest.failed[0].name == "gone"
-    assert point.manifest.suspension == {"total_ns": 5}
+    assert point.manifest.suspension == {"total_us": 5}
     assert point.manifest.stored == CHUNK
     for record in point.datasets:
         assert point.entries(record) == entries((0, 0, CHUNK), (0, 0, 0), (0, 0, 0))
@@ -218,6 +218,7 @@ def rewritten(repository: Repository, point_id: str, change: dict[str, object]) 
         {"datasets.chunk_size": 0},
         {"datasets.method_used": "magic"},
         {"datasets.counts": {"chunks": -1}},
+        {"datasets.intercepted": None},
         {"datasets.digest": "0" * 63},
         {"failed": None},
         {"suspension": 1},

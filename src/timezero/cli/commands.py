@@ -167,7 +167,7 @@ def _manifest_text(manifest: Manifest) -> str:
     ]
     rows = []
     for dataset in manifest.datasets:
-        counts, session = dataset.counts, dataset.session or {}
+        counts = dataset.counts
         from_sidefile = counts.get("chunks_sidefile", 0) + counts.get("chunks_mixed", 0)
         requested = "" if dataset.method_used == dataset.method_requested else f" (asked: {dataset.method_requested})"
         rows.append(
@@ -178,8 +178,8 @@ def _manifest_text(manifest: Manifest) -> str:
                 str(counts.get("chunks_zero", 0)),
                 str(counts.get("chunks_direct", 0)),
                 str(from_sidefile),
-                str(session.get("intercepted", "-")),
-                format_size(session["high_water"] * manifest.track_size) if "high_water" in session else "-",
+                str(dataset.intercepted) if dataset.session else "-",
+                format_size(dataset.sidefile_high_water_bytes) if dataset.session else "-",
             )
         )
     headings = ("DATASET", "METHOD", "SIZE ", "ZERO ", "DIRECT ", "SIDEFILE ", "INTERCEPTED ", "HIGH WATER ")
@@ -189,12 +189,10 @@ def _manifest_text(manifest: Manifest) -> str:
 
 
 def _suspension_text(suspension: dict[str, int] | None) -> str:
-    if not suspension or "total_ns" not in suspension:
+    if not suspension or "total_us" not in suspension:
         return ""
-    parts = [
-        f"{name} {suspension[f'{name}_ns'] // 1000}" for name in ("drain", "install") if f"{name}_ns" in suspension
-    ]
-    return f"  suspended {suspension['total_ns'] // 1000} us ({', '.join(parts)})"
+    parts = [f"{name} {suspension[f'{name}_us']}" for name in ("drain", "map", "install") if f"{name}_us" in suspension]
+    return f"  suspended {suspension['total_us']} us ({', '.join(parts)})"
 
 
 def _verify(options: Any, output: Output) -> int:

@@ -260,7 +260,7 @@ class _Backup:
         header = IndexHeader(self._chunk_size, transfer.size)
         digest = writer.add_index(dataset.name, header, machine.index(transfer))
         at_rest = self.at_rest.get(dataset.name)
-        served = self.served.final.get(dataset.name) if self.served else None
+        gate = self.served.final.get(dataset.name) if self.served and not at_rest else None
         return DatasetRecord(
             name=dataset.name,
             source=os.path.abspath(at_rest.path) if at_rest else self._source_path(dataset.name),
@@ -269,8 +269,10 @@ class _Backup:
             size=transfer.size,
             chunk_size=self._chunk_size,
             digest=digest,
+            intercepted=gate["intercepted"] if gate else 0,
+            sidefile_high_water_bytes=gate["high_water"] * gate["track_size"] if gate else 0,
             counts=transfer.counts,
-            session=None if at_rest else served,
+            session=gate,
         )
 
     def _source_path(self, volume: str) -> str:

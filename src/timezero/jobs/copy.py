@@ -24,7 +24,7 @@ CHUNK_DEFAULT = 1 << 20
 
 @dataclass(frozen=True)
 class CopyResult:
-    """A copy that is whole and durable. Sizes in bytes, suspension in nanoseconds; doubts: why a fuzzy copy is one."""
+    """A copy that is whole and durable. Sizes in bytes, suspension in microseconds; doubts: why a fuzzy copy is one."""
 
     source: str
     target: str

@@ -62,8 +62,9 @@ class Served:
     def suspend(self) -> None:
         """Secure T0. Raises DeadlineError; the application runs on either way."""
         before = time.time_ns()
-        times = self._group.suspend(self._options.deadline_us)
-        self.suspension = {name: int(value) for name, value in dict(times).items()}
+        times = {name: int(value) for name, value in dict(self._group.suspend(self._options.deadline_us)).items()}
+        # Whole volumes need no map: their concordance is the identity.
+        self.suspension = {"map_us": 0} | {name.removesuffix("_ns") + "_us": ns // 1000 for name, ns in times.items()}
         # T0 lies between the closing and the opening of the gates; the instant of the call is never later than it.
         self.t0_ns = before
 

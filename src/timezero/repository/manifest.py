@@ -33,8 +33,9 @@ class PackRecord:
 class DatasetRecord:
     """A dataset of a recovery point.
 
-    size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. counts: how the chunks were obtained and what
-    was moved. session: the gate's final report; None when no one served the source.
+    size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. intercepted: updates that the gate held;
+    sidefile_high_water_bytes: the most that before-images took at once; both 0 when no one served the source. counts:
+    how the chunks were obtained and what was moved. session: the gate's final report; None when no one served the source.
     """
 
     name: str
@@ -44,6 +45,8 @@ class DatasetRecord:
     size: int
     chunk_size: int
     digest: str
+    intercepted: int = 0
+    sidefile_high_water_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     session: dict[str, int] | None = None
 
@@ -70,7 +73,7 @@ class FailureRecord:
 class Manifest:
     """Everything about a recovery point but its data. Instants are nanoseconds since the epoch.
 
-    suspension: nanoseconds of each part of it; None without a session.
+    suspension: microseconds of each part of it; None without a session.
     """
 
     id: str
@@ -173,6 +176,8 @@ def _dataset(fields: Fields) -> DatasetRecord:
         size=fields.integer("size", 0, index.SIZE_MAX),
         chunk_size=fields.power_of_two("chunk_size", index.CHUNK_MIN, index.CHUNK_MAX),
         digest=fields.text("digest", 64, "[0-9a-f]{64}"),
+        intercepted=fields.integer("intercepted"),
+        sidefile_high_water_bytes=fields.integer("sidefile_high_water_bytes"),
         counts=fields.numbers("counts"),
         session=None if fields.object("session") is None else fields.numbers("session"),
     )
