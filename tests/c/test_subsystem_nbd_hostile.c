@@ -3,6 +3,7 @@
  * What a malformed, vanishing or lazy client gets, and that nobody else notices it. With both engines.
  */
 #include "nbd_client.h"
+#include "tz/gate.h"
 
 #define SIZE (4 * TZ_MIB)
 
@@ -277,6 +278,65 @@ static void closing_ends_every_connection_and_takes_no_more(void)
     unserve(&server);
 }
 
+typedef struct held_query {
+    tz_volume *volume;
+    uint64_t held;
+} held_query;
+
+static int ask_held(void *arg)
+{
+    held_query *query = arg;
+    tz_volume_stats stats;
+
+    tz_volume_stats_get(query->volume, &stats);
+    query->held = stats.held;
+    return 0;
+}
+
+static void wait_held(served *server, uint64_t count)
+{
+    held_query query = {.volume = server->volume};
+
+    for (int i = 0; query.held != count; i++) {
+        CHECK(i < TIMEOUT_S * 1000);
+        CHECK_EQ(tz_reactor_call(server->reactor, ask_held, &query), 0);
+        usleep(1000);
+    }
+}
+
+/* An update held at a closed gate outlives its client, and holds up the closing of the connections, not the server. */
+static void a_held_update_outlives_its_client(void)
+{
+    served server = serve(engine, SIZE, false);
+    tz_session_config config = {.track_size = 65536, .memory_bytes = 1048576, .file_fd = -1};
+    tz_session *session;
+    tz_suspension *suspension;
+    tz_session_report report;
+    uint8_t wrote[5000], got[5000];
+    int fd = attach(&server, 0);
+
+    CHECK_EQ(tz_session_prepare(&session, server.volume, &config), 0);
+    CHECK_EQ(tz_suspension_create(&suspension, &session, 1), 0);
+    CHECK_EQ(tz_suspension_close(suspension, UINT64_C(1000000000) * TIMEOUT_S), 0);
+    pattern(wrote, 100, sizeof(wrote), 6);
+    ask(fd, 0, WRITE, 1, 100, sizeof(wrote), wrote);
+    wait_held(&server, 1);
+    close(fd);
+    CHECK_EQ(tz_nbd_close_all(server.reactor, server.volume, 20000000), -ETIMEDOUT);
+    CHECK_EQ(stats_of(&server).connections, 1);
+    tz_suspension_abort(suspension);
+    CHECK_EQ(tz_nbd_close_all(server.reactor, server.volume, UINT64_C(1000000000) * TIMEOUT_S), 0);
+
+    fd = attach(&server, 0);
+    read_ok(fd, 2, 100, got, sizeof(got));
+    CHECK(memcmp(wrote, got, sizeof(got)) == 0);
+    close(fd);
+    tz_suspension_destroy(suspension);
+    CHECK_EQ(tz_session_end(session, true, &report), 0);
+    tz_session_destroy(session);
+    unserve(&server);
+}
+
 int main(void)
 {
     alarm(240);
@@ -291,6 +351,7 @@ int main(void)
         RUN(updates_of_a_vanished_client_are_whole);
         RUN(disconnecting_answers_what_is_in_flight);
         RUN(a_client_that_never_reads_blocks_only_itself);
+        RUN(a_held_update_outlives_its_client);
         RUN(closing_ends_every_connection_and_takes_no_more);
     }
     return 0;
