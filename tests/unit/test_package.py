@@ -1,4 +1,4 @@
-"""What is packed: the distribution's metadata, an sdist that is whole, and a wheel made from it, in an environment of its own."""
+"""What is packed: the metadata, an sdist that is whole, and a wheel made from nothing but that sdist."""
 
 from __future__ import annotations
 
