@@ -39,6 +39,11 @@ int tz_mover_file_open(tz_file *out, int fd, unsigned flags)
     return rc;
 }
 
+uint64_t tz_source_size(const tz_source *source)
+{
+    return source->size;
+}
+
 void tz_source_destroy(tz_source *source)
 {
     if (source)

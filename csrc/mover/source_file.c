@@ -112,8 +112,8 @@ static int load(tz_source *base, tz_chunk *chunk)
         chunk->run = 0;
     }
     while (chunk->at < chunk->length) {
-        uint64_t length;
-        bool data;
+        uint64_t length = 0;
+        bool data = false;
         int rc = stretch(source, chunk->offset + chunk->at, &length, &data);
 
         if (rc < 0)

@@ -70,6 +70,7 @@ int tz_source_session(tz_source **out, const tz_session_descriptors *fds);
  * Index entries are checked (-EBADMSG): packs known, lengths and codecs possible. Every chunk read is checked against its digest. */
 int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
                     const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs);
+uint64_t tz_source_size(const tz_source *source); /* bytes */
 void tz_source_destroy(tz_source *source);
 
 /* ---- sinks ---- */

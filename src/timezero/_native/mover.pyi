@@ -1,7 +1,10 @@
 """The data mover's C core: buffer space, sources, sinks, transfers."""
 
-from collections.abc import Mapping
 from typing import Any
+
+from timezero._native.mover_ends import PackWriter as PackWriter
+from timezero._native.mover_ends import Sink as Sink
+from timezero._native.mover_ends import Source as Source
 
 CHUNK_DEFAULT: int
 INDEX_ENTRY_BYTES: int  # 48
@@ -12,44 +15,6 @@ class BufferSpace:
     def __init__(self, frame_size: int, frames: int, *, minimum: int = 2, huge: bool = True, lock: bool = False) -> None: ...
     def stats(self) -> dict[str, int | bool]: ...
     def close(self) -> None: ...
-
-class Source:
-    """Where a transfer reads. Used by one transfer."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-    @staticmethod
-    def file(fd: int, size: int | None = None, *, buffered: bool = False) -> Source:
-        """A file or device that no one serves. The descriptor is duplicated by a fresh open."""
-    @staticmethod
-    def session(handles: Mapping[str, int]) -> Source:
-        """A served volume under a session: owned_fd, shared_fd, drain_fd, volume_fd, file_fd; all duplicated."""
-    @staticmethod
-    def index(entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int]) -> Source:
-        """A dataset of a repository: index entries as stored, {pack number: descriptor} (duplicated).
-
-        Raises OSError(EBADMSG) when an entry is impossible.
-        """
-
-class PackWriter:
-    """The packs of one recovery point: PREFIX-NNNN.pack in the directory `dir_fd`."""
-
-    def __init__(self, dir_fd: int, prefix: str, *, max_bytes: int = 0) -> None: ...
-    def finish(self) -> list[int]:
-        """fdatasync all packs; their sizes in bytes, by number. Any error is final (OSError)."""
-    def close(self) -> None: ...
-
-class Sink:
-    @staticmethod
-    def image(fd: int, size: int, *, fresh: bool, buffered: bool = False) -> Sink:
-        """A raw image file or block device, open for writing; the descriptor is duplicated by a fresh open."""
-    @staticmethod
-    def stream(fd: int) -> Sink: ...
-    @staticmethod
-    def packs(writer: PackWriter) -> Sink: ...
-    @staticmethod
-    def null() -> Sink: ...
 
 class Mover:
     """Transfers of whole datasets, many chunks in flight, in C threads.

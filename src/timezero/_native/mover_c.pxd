@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data mover's C interface, as csrc/include/tz/{bufspace,file,io,mover}.h declare it."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "tz/bufspace.h" nogil:
+    ctypedef struct tz_bufspace:
+        pass
+    enum:
+        TZ_BUFSPACE_HUGE
+        TZ_BUFSPACE_LOCK
+    ctypedef struct tz_bufspace_stats:
+        uint64_t frame_size
+        uint32_t frames
+        uint32_t frames_taken
+        uint32_t frames_peak
+        uint32_t areas
+        uint32_t areas_waiting
+        uint32_t areas_total
+        bint huge
+        bint locked
+    int tz_bufspace_create(tz_bufspace **out, size_t frame_size, uint32_t frames, uint32_t minimum, unsigned flags)
+    void tz_bufspace_destroy(tz_bufspace *space)
+    void tz_bufspace_stats_get(tz_bufspace *space, tz_bufspace_stats *out)
+
+cdef extern from "tz/file.h" nogil:
+    enum:
+        TZ_FILE_WRITE
+        TZ_FILE_BUFFERED
+    ctypedef struct tz_file:
+        uint64_t size
+    int tz_file_open(tz_file *out, const char *path, unsigned flags)
+    void tz_file_close(tz_file *file)
+
+cdef extern from "tz/io.h" nogil:
+    ctypedef enum tz_io_kind:
+        TZ_IO_AUTO
+        TZ_IO_URING
+        TZ_IO_THREADS
+
+cdef extern from "tz/common.h" nogil:
+    const uint64_t TZ_CHUNK_DEFAULT
+
+cdef extern from "tz/mover.h" nogil:
+    ctypedef struct tz_mover:
+        pass
+    ctypedef struct tz_source:
+        pass
+    ctypedef struct tz_sink:
+        pass
+    ctypedef struct tz_pack_writer:
+        pass
+    ctypedef struct tz_index_entry:
+        pass
+    ctypedef struct tz_session_descriptors:
+        int owned_fd
+        int shared_fd
+        int drain_fd
+        int volume_fd
+        int file_fd
+    ctypedef struct tz_mover_config:
+        tz_io_kind io
+        uint32_t workers
+        uint32_t depth
+        uint32_t chunk_size
+        uint64_t rate
+        bint opportunistic
+        uint32_t faults
+    enum tz_transfer_side:
+        TZ_SIDE_NONE
+        TZ_SIDE_SOURCE
+        TZ_SIDE_SINK
+        TZ_SIDE_SESSION
+    ctypedef struct tz_transfer_report:
+        bint done
+        int error
+        tz_transfer_side side
+        uint64_t error_offset
+        uint64_t size
+        uint64_t chunks
+        uint64_t bytes_done
+        uint64_t bytes_read
+        uint64_t bytes_written
+        uint64_t chunks_zero
+        uint64_t chunks_direct
+        uint64_t chunks_sidefile
+        uint64_t chunks_mixed
+        uint64_t tracks_from_sidefile
+        uint64_t chunks_ahead
+        uint32_t pressure
+        uint64_t started_ns
+        uint64_t ended_ns
+
+    int tz_source_file(tz_source **out, const tz_file *file, uint64_t size)
+    int tz_source_session(tz_source **out, const tz_session_descriptors *fds)
+    int tz_source_index(
+        tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
+        const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+    uint64_t tz_source_size(const tz_source *source)
+    void tz_source_destroy(tz_source *source)
+    int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bint fresh)
+    int tz_sink_stream(tz_sink **out, int fd)
+    int tz_pack_writer_create(tz_pack_writer **out, int dir_fd, const char *prefix, uint64_t max_bytes)
+    int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes)
+    uint64_t tz_pack_writer_pack_bytes(const tz_pack_writer *writer, uint32_t pack)
+    void tz_pack_writer_destroy(tz_pack_writer *writer)
+    int tz_sink_packs(tz_sink **out, tz_pack_writer *writer)
+    int tz_sink_null(tz_sink **out)
+    void tz_sink_destroy(tz_sink *sink)
+    int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config)
+    tz_io_kind tz_mover_engine(const tz_mover *mover)
+    int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index)
+    int tz_mover_start(tz_mover *mover)
+    int tz_mover_wait(tz_mover *mover, int64_t timeout_ns)
+    void tz_mover_cancel(tz_mover *mover)
+    void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out)
+    int tz_mover_sync(tz_mover *mover, uint32_t transfer)
+    void tz_mover_destroy(tz_mover *mover)
+
+
+cdef inline int check(int result, str doing) except -1:
+    """The one translator of -errno: an OSError that says what was being done."""
+    if result < 0:
+        import os
+
+        raise OSError(-result, f"{doing}: {os.strerror(-result)}")
+    return result

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+from timezero._native.mover_c cimport tz_pack_writer, tz_sink, tz_source
+
+
+cdef class Source:
+    cdef tz_source *ptr
+
+
+cdef class PackWriter:
+    cdef tz_pack_writer *ptr
+    cdef int users
+
+
+cdef class Sink:
+    cdef tz_sink *ptr
+    cdef PackWriter writer
+    cdef void release(self)
