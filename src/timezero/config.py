@@ -1,0 +1,221 @@
+"""The configuration of `timezero serve`: a TOML file, overlaid by the command line. docs/serving.md shows all of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from timezero.errors import UsageError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+TRACK_MIN, TRACK_MAX = 4 * KIB, MIB  # tz/common.h
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_ENGINES = ("auto", "uring", "threads")
+
+
+def parse_size(text: str | int, what: str = "size") -> int:
+    """Bytes from "64M", "1GiB", "4096" (units are powers of two). Raises UsageError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise UsageError(f"{what}: {text} is negative")
+        return text
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise UsageError(f"{what}: {text!r} is not a size; write bytes or a number with K, M, G or T")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def check_name(name: str) -> str:
+    """A volume's name: it is an export name and a file name of a repository. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"volume name {name!r}: use up to 128 letters, digits, '.', '_', '-'; a letter or digit first")
+    return name
+
+
+def runtime_directory() -> Path:
+    """Where sockets live by default: /run/timezero for root, else $XDG_RUNTIME_DIR/timezero. Raises UsageError.
+
+    Root's is the same whoever called sudo, so that a backup finds the server that the init system started.
+    """
+    if os.geteuid() == 0:
+        return Path("/run/timezero")
+    if base := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(base, "timezero")
+    raise UsageError("XDG_RUNTIME_DIR is not set, so sockets have no default place; name them with --control and --nbd")
+
+
+def default_control() -> str:
+    """$TIMEZERO_CONTROL, or control.sock in the runtime directory."""
+    return os.environ.get("TIMEZERO_CONTROL") or str(runtime_directory() / "control.sock")
+
+
+def default_nbd() -> str:
+    """Where `serve` listens when no --nbd is given."""
+    from timezero.nbd.uri import Endpoint
+
+    return Endpoint(socket=str(runtime_directory() / "nbd.sock")).uri()
+
+
+@dataclass(frozen=True)
+class VolumeConfig:
+    """One volume to serve. buffered: never O_DIRECT."""
+
+    path: str
+    read_only: bool = False
+    buffered: bool = False
+
+
+@dataclass(frozen=True)
+class SidefileConfig:
+    """Defaults for each volume of a session. Bytes; path: directory of the file tier."""
+
+    memory: int = 64 * MIB
+    path: str | None = None
+    file: int = 0
+    track: int = 64 * KIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Admission control: what is over a limit is refused, and nothing that runs is touched.
+
+    sessions: on one volume at the same time. memory: bytes of all sessions' sidefiles and bitmaps together.
+    file: bytes of all file tiers together. connections: NBD clients of one volume.
+    """
+
+    sessions: int = 16
+    memory: int = GIB
+    file: int = 64 * GIB
+    connections: int = 128
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """All that `timezero serve` needs to know."""
+
+    volumes: Mapping[str, VolumeConfig] = field(default_factory=dict)
+    nbd: tuple[str, ...] = ()
+    control: str = ""
+    allow_remote: bool = False
+    reactors: int = 1
+    engine: str = "auto"
+    quiet: bool = False
+    sidefile: SidefileConfig = SidefileConfig()
+    limits: Limits = Limits()
+
+    def checked(self) -> ServeConfig:
+        """Itself, complete: defaults filled in. Raises UsageError for what makes no sense."""
+        if not self.volumes:
+            raise UsageError("there is nothing to serve; name a volume with --volume NAME=PATH or in the configuration")
+        for name in self.volumes:
+            check_name(name)
+        if not 1 <= self.reactors <= 64:
+            raise UsageError(f"reactors: {self.reactors} is not between 1 and 64")
+        if self.engine not in _ENGINES:
+            raise UsageError(f"engine: {self.engine!r} is none of {', '.join(_ENGINES)}")
+        _check_sidefile(self.sidefile)
+        for item in fields(self.limits):
+            if getattr(self.limits, item.name) < 1:
+                raise UsageError(f"limits.{item.name}: must be at least 1")
+        return replace(self, nbd=self.nbd or (default_nbd(),), control=self.control or default_control())
+
+
+def check_track(track: int) -> int:
+    """A track size in bytes. Raises UsageError."""
+    if not TRACK_MIN <= track <= TRACK_MAX or track & (track - 1):
+        raise UsageError(f"track: {track} is not a power of two from 4K to 1M")
+    return track
+
+
+def _check_sidefile(sidefile: SidefileConfig) -> None:
+    check_track(sidefile.track)
+    if sidefile.memory < sidefile.track:
+        raise UsageError(f"sidefile.memory: {sidefile.memory} bytes hold not even one track of {sidefile.track}")
+    if sidefile.file and not sidefile.path:
+        raise UsageError("sidefile.file: a file tier needs a directory; give it with --sidefile-path")
+    if sidefile.path and not sidefile.file:
+        raise UsageError("sidefile.path: a file tier needs a size; give it with --sidefile-file")
+    if sidefile.path and not Path(sidefile.path).is_dir():
+        raise UsageError(f"sidefile.path: {sidefile.path} is not a directory")
+
+
+# ---- TOML ----
+
+
+def load(path: str | os.PathLike[str]) -> ServeConfig:
+    """Read a configuration file. Relative paths in it are relative to its directory. Raises UsageError."""
+    try:
+        with open(path, "rb") as stream:
+            document = tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration {path}: {error}") from None
+    try:
+        return _from_document(document, Path(path).resolve().parent)
+    except UsageError as error:
+        raise UsageError(f"configuration {path}: {error}") from None
+
+
+def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
+    _known(document, "", "serve", "volumes", "sidefile", "limits")
+    serve, sidefile, limits = (_table(document, key, key) for key in ("serve", "sidefile", "limits"))
+    _known(serve, "serve.", "nbd", "control", "allow_remote", "reactors", "engine", "quiet")
+    _known(sidefile, "sidefile.", "memory", "path", "file", "track")
+    _known(limits, "limits.", "sessions", "memory", "file", "connections")
+    values = _typed(serve, "serve.", control=str, allow_remote=bool, reactors=int, engine=str, quiet=bool, nbd=list)
+    if "nbd" in values:
+        if not all(isinstance(uri, str) for uri in values["nbd"]):
+            raise UsageError("serve.nbd: must be a list of strings")
+        values["nbd"] = tuple(values["nbd"])
+    if "control" in values:
+        values["control"] = str(base / values["control"])
+    tiers = _typed(sidefile, "sidefile.", path=str)
+    if "path" in tiers:
+        tiers["path"] = str(base / tiers["path"])
+    tiers |= {key: parse_size(value, f"sidefile.{key}") for key, value in sidefile.items() if key != "path"}
+    caps = {key: parse_size(value, f"limits.{key}") for key, value in limits.items()}
+    volumes = _table(document, "volumes", "volumes")
+    return ServeConfig(
+        volumes={name: _volume(name, _table(volumes, name, f"volumes.{name}"), base) for name in volumes},
+        sidefile=SidefileConfig(**tiers),
+        limits=Limits(**caps),
+        **values,
+    )
+
+
+def _volume(name: str, table: dict[str, Any], base: Path) -> VolumeConfig:
+    where = f"volumes.{check_name(name)}."
+    _known(table, where, "path", "read_only", "buffered")
+    values = _typed(table, where, path=str, read_only=bool, buffered=bool)
+    if not values.get("path"):
+        raise UsageError(f"{where}path: is missing")
+    return VolumeConfig(**{**values, "path": str(base / values["path"])})
+
+
+def _known(table: dict[str, Any], where: str, *keys: str) -> None:
+    for key in table:
+        if key not in keys:
+            raise UsageError(f"{where}{key}: unknown; known are {', '.join(keys)}")
+
+
+def _table(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: must be a table")
+    return value
+
+
+def _typed(table: dict[str, Any], where: str, **kinds: type) -> dict[str, Any]:
+    for key, kind in kinds.items():
+        if key in table and type(table[key]) is not kind:
+            raise UsageError(f"{where}{key}: must be of type {kind.__name__}, not {type(table[key]).__name__}")
+    return {key: table[key] for key in kinds if key in table}

@@ -1,0 +1,176 @@
+"""A group of served volumes with one T0, held over a control connection.
+
+All volumes of a group are served by one storage subsystem, which suspends in one step. A group over several would hold
+a connection to each and go through the steps close, install and open on all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from timezero.config import default_control as default_control
+from timezero.control.client import Client, ConnectionLostError, ControlError
+from timezero.errors import PunctureError, TimezeroError, UsageError
+
+DEADLINE_US = 1_000_000  # of a suspension, when the caller gives none
+_DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
+_PREPARE_TIMEOUT = 120.0  # seconds: memory is touched and locked, the file tier allocated
+_END_TIMEOUT = 120.0  # seconds: before-image reads under way have to complete
+_SUSPEND_GRACE = 30.0  # seconds beyond the deadline, which the subsystem keeps by itself
+
+
+@dataclass
+class Part:
+    """One volume of a group. `handles` is what the mover's source takes; its descriptors are this object's."""
+
+    volume: str
+    size: int  # bytes
+    handles: Mapping[str, int] = field(repr=False)
+
+    def close(self) -> None:
+        """Safe to repeat."""
+        handles, self.handles = self.handles, {}
+        for key in _DESCRIPTORS:
+            if handles.get(key, -1) >= 0:
+                os.close(handles[key])
+
+
+class Group:
+    """A session over all of its volumes. Leaving the context cancels it, unless it was ended."""
+
+    def __init__(self, client: Client, name: str, parts: Sequence[Part]) -> None:
+        self.name = name
+        self.parts = list(parts)
+        self._client = client
+        self._suspended = False
+        self._ended = False
+
+    @property
+    def server(self) -> Mapping[str, Any]:
+        """What the storage subsystem said of itself: version, engine, limits."""
+        return self._client.server
+
+    def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
+        """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds.
+
+        Raises DeadlineError when it took longer than `deadline_us` microseconds (the application runs on, there is no
+        T0), LockedError when another suspension is under way.
+        """
+        timeout = deadline_us / 1e6 + _SUSPEND_GRACE
+        reply = self._client.call("suspend", timeout=timeout, session=self.name, deadline_us=deadline_us)
+        self._suspended = True
+        return dict(reply["times"])
+
+    def report(self) -> list[dict[str, Any]]:
+        """How each part is doing. Raises PunctureError when the connection is lost."""
+        with self._t0_is_lost_with_connection():
+            return list(self._client.call("report", session=self.name)["parts"])
+
+    def end(self) -> list[dict[str, Any]]:
+        """End the session; the final reports. Raises PunctureError unless every part is intact."""
+        with self._t0_is_lost_with_connection():
+            reports = list(self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False)["parts"])
+        self._ended = True
+        lost = [f"{report['volume']} ({report['puncture']})" for report in reports if report["state"] != "ended"]
+        if lost or len(reports) != len(self.parts):
+            raise PunctureError(
+                f"session {self.name}: T0 is lost on volume {', '.join(lost) or '?'}; nothing was committed, the "
+                "application was not harmed; a larger sidefile or a faster target helps"
+            )
+        return reports
+
+    def cancel(self) -> None:
+        """Give T0 up. Safe to repeat, also when the connection is gone: then the subsystem has cancelled by itself."""
+        if not self._ended:
+            self._ended = True
+            with contextlib.suppress(TimezeroError):
+                self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=True)
+
+    def close(self) -> None:
+        """Cancel unless ended, close the descriptors and the connection. Safe to repeat."""
+        try:
+            self.cancel()
+        finally:
+            for part in self.parts:
+                part.close()
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _t0_is_lost_with_connection(self) -> Any:
+        try:
+            yield
+        except ConnectionLostError as error:
+            raise PunctureError(f"session {self.name}: T0 is lost: {error}") from None
+
+
+def prepare(
+    control: str | None,
+    names: Sequence[str],
+    *,
+    track_size: int | None = None,
+    memory_bytes: int | None = None,
+    file_bytes: int | None = None,
+) -> Group:
+    """A session over the served volumes `names`, allocated and not yet at T0.
+
+    control: socket path, by default `default_control()`. track_size, memory_bytes, file_bytes (of each volume's
+    sidefile): bytes, by default the server's. Raises UsageError (unknown volume, impossible size), ControlError with
+    code "limit" (admission), TimezeroError when nobody serves the control socket.
+    """
+    if isinstance(names, str) or not names:
+        raise UsageError("a session needs the names of its volumes")
+    name = str(uuid.uuid4())
+    wish = {"track_size": track_size, "memory_bytes": memory_bytes, "file_bytes": file_bytes}
+    client = Client(control or default_control())
+    descriptors: list[int] = []
+    try:
+        reply, descriptors = client.call_for_descriptors(
+            "prepare",
+            timeout=_PREPARE_TIMEOUT,
+            session=name,
+            volumes=list(names),
+            **{key: value for key, value in wish.items() if value is not None},
+        )
+        parts = _parts(reply, descriptors, names)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        client.close()
+        raise
+    return Group(client, name, parts)
+
+
+def _parts(reply: Mapping[str, Any], descriptors: Sequence[int], names: Sequence[str]) -> list[Part]:
+    """The parts of a reply to `prepare`, each descriptor used once. Raises ControlError."""
+    left = dict(enumerate(descriptors))
+    try:
+        parts = []
+        for part in reply["parts"]:
+            places = part["handles"]
+            handles = {key: left.pop(places[key]) if places[key] >= 0 else -1 for key in _DESCRIPTORS}
+            sizes = {key: int(part[key]) for key in ("owned_bytes", "shared_bytes")}
+            parts.append(Part(part["volume"], int(part["size"]), {**handles, **sizes}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ControlError("internal", f"the storage subsystem's answer makes no sense: {error!r}") from None
+    if left or [part.volume for part in parts] != list(names):
+        raise ControlError("internal", "the storage subsystem's answer does not fit the request")
+    return parts
+
+
+def status(control: str | None = None) -> dict[str, Any]:
+    """What the storage subsystem on a control socket serves and does: volumes, sessions, engine, uptime_s, nbd."""
+    with Client(control or default_control()) as client:
+        reply = client.call("status")
+    return {key: value for key, value in reply.items() if key not in ("id", "ok")}

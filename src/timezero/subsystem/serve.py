@@ -1,0 +1,144 @@
+"""`timezero serve`: command line and configuration file to a running subsystem, and to its clean end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, check_name, load, parse_size
+from timezero.errors import TimezeroError, UsageError
+
+_T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="TOML file; the command line adds to it and overrides it")
+    add("--volume", metavar="NAME=PATH", action="append", default=[], help="serve a file or block device (repeatable)")
+    add("--read-only", metavar="NAME", action="append", default=[], help="serve this volume read-only (repeatable)")
+    add("--buffered", metavar="NAME", action="append", default=[], help="no O_DIRECT on this volume (repeatable)")
+    add(
+        "--nbd",
+        metavar="URI",
+        action="append",
+        default=[],
+        help="nbd+unix:///?socket=PATH or nbd://HOST:PORT (repeatable)",
+    )
+    add("--allow-remote", action="store_true", help="let nbd:// listen beyond loopback; there is no TLS yet")
+    add("--control", metavar="SOCKET", help="control socket (default: $TIMEZERO_CONTROL or the runtime directory's)")
+    add("--sidefile-memory", metavar="SIZE", help="memory tier of a session's sidefile, a volume (default 64M)")
+    add("--sidefile-path", metavar="DIR", help="directory of the file tier; not on a served volume")
+    add("--sidefile-file", metavar="SIZE", help="file tier of a session's sidefile, a volume (default none)")
+    add("--track", metavar="SIZE", help="grain of interception, 4K to 1M (default 64K)")
+    add("--max-sessions", metavar="N", type=int, help="sessions on one volume at the same time (default 16)")
+    add("--max-session-memory", metavar="SIZE", help="memory of all sessions together (default 1G)")
+    add("--reactors", metavar="N", type=int, help="threads that serve volumes (default 1)")
+    add("--engine", choices=("auto", "uring", "threads"), help="I/O engine (default: $TIMEZERO_IO or auto)")
+    add("--quiet", action="store_true", help="no log lines about sessions")
+
+
+def configuration(args: argparse.Namespace) -> ServeConfig:
+    """What file, environment and command line ask for, together. Raises UsageError."""
+    config = load(args.config) if args.config else ServeConfig()
+    volumes = dict(config.volumes)
+    for text in args.volume:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise UsageError(f"--volume {text}: write NAME=PATH")
+        if check_name(name) in volumes:
+            raise UsageError(f"--volume {text}: there is a volume {name} already")
+        volumes[name] = VolumeConfig(str(Path(path).absolute()))
+    for name in [*args.read_only, *args.buffered]:
+        if name not in volumes:
+            raise UsageError(f"volume {name}: --read-only or --buffered names it, but it is not served")
+    for name, volume in volumes.items():
+        read_only, buffered = volume.read_only or name in args.read_only, volume.buffered or name in args.buffered
+        volumes[name] = replace(volume, read_only=read_only, buffered=buffered)
+    memory = _size(args.max_session_memory, "--max-session-memory")
+    limits = _overlay(config.limits, sessions=args.max_sessions, memory=memory)
+    engine = args.engine or os.environ.get("TIMEZERO_IO") or None
+    top = _overlay(config, control=args.control, nbd=tuple(args.nbd) or None, reactors=args.reactors, engine=engine)
+    return replace(
+        top,
+        volumes=volumes,
+        allow_remote=top.allow_remote or args.allow_remote,
+        quiet=top.quiet or args.quiet,
+        sidefile=_sidefile(config.sidefile, args),
+        limits=limits,
+    ).checked()
+
+
+def _sidefile(config: SidefileConfig, args: argparse.Namespace) -> SidefileConfig:
+    return _overlay(
+        config,
+        memory=_size(args.sidefile_memory, "--sidefile-memory"),
+        path=str(Path(args.sidefile_path).absolute()) if args.sidefile_path else None,
+        file=_size(args.sidefile_file, "--sidefile-file"),
+        track=_size(args.track, "--track"),
+    )
+
+
+def _size(text: str | None, option: str) -> int | None:
+    return None if text is None else parse_size(text, option)
+
+
+def _overlay(config: _T, **values: Any) -> _T:
+    """The configuration with those values that were given."""
+    return replace(config, **{key: value for key, value in values.items() if value is not None})
+
+
+def main(args: argparse.Namespace) -> int:
+    config = configuration(args)
+    # Blocked before any thread begins, so that the signals wait for sigtimedwait below and start-up is not torn.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return _serve(config)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(config: ServeConfig) -> int:
+    from timezero.subsystem.server import STOP_TIMEOUT, Subsystem
+
+    log = _silent if config.quiet else _log
+    subsystem = Subsystem(config, log)
+    for endpoint in subsystem.nbd:
+        log(f"serving {', '.join(config.volumes)} on {endpoint}")
+    log(f"control socket {subsystem.control}")
+    print("ready", flush=True)
+    _notify("READY=1")
+    while signal.sigtimedwait(_SIGNALS, 1.0) is None:
+        subsystem.tick()
+    _notify("STOPPING=1")
+    if not subsystem.stop():
+        _log(f"requests did not complete within {STOP_TIMEOUT:g} s; giving up on them")
+        os._exit(TimezeroError.exit_code)  # their memory is still the kernel's to write: nothing may be freed
+    return 0
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, when it started us (sd_notify's protocol: a datagram to $NOTIFY_SOCKET)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            sock.sendall(state.encode())
+    except OSError as error:
+        _log(f"NOTIFY_SOCKET {address}: {error.strerror}")
+
+
+def _log(line: str) -> None:
+    print(f"timezero serve: {line}", file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass

@@ -1,0 +1,211 @@
+"""The sessions of a storage subsystem: admission, one suspension at a time, and who owns what.
+
+A session belongs to the control connection that prepared it; what is allocated and freed blocks outside the registry's
+lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from timezero._native.subsystem import Session
+from timezero.config import Limits, SidefileConfig
+from timezero.control.server import RequestError
+from timezero.errors import TimezeroError
+from timezero.subsystem import sidefile
+from timezero.subsystem.volumes import Volumes
+
+HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a session asks for each of its volumes. Bytes."""
+
+    track_size: int
+    memory_bytes: int
+    file_bytes: int
+
+
+@dataclass
+class Part:
+    """One volume's share of a session."""
+
+    volume: str
+    session: Session
+
+    def report(self) -> Report:
+        return {"volume": self.volume, **self.session.report()}
+
+
+class Group:
+    """A session over one or more volumes; it has their names from admission on, and a part for each once prepared."""
+
+    def __init__(self, name: str, volumes: Sequence[str], memory: int, file: int) -> None:
+        self.name = name
+        self.volumes = tuple(volumes)
+        self.parts: list[Part] = []
+        self.memory = memory  # bytes admitted
+        self.file = file
+        self.punctured = False  # told to the log
+        self.suspended = False  # has been through a suspension
+
+    def reports(self) -> list[Report]:
+        return [part.report() for part in self.parts]
+
+    def end(self, *, cancel: bool) -> list[Report]:
+        """Take every part out of its gate; the final reports. Not when its suspension is under way."""
+        return [{"volume": part.volume, **part.session.end(cancel=cancel)} for part in self.parts]
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.session.close()
+
+
+class Registry:
+    """All sessions of the subsystem."""
+
+    def __init__(self, volumes: Volumes, defaults: SidefileConfig, limits: Limits, log: Callable[[str], None]) -> None:
+        self._volumes = volumes
+        self._defaults = defaults
+        self._limits = limits
+        self._log = log
+        self._lock = threading.Lock()
+        self._groups: dict[str, Group] = {}
+        self._suspension = threading.Lock()
+
+    # ---- looking ----
+
+    def status(self) -> list[Report]:
+        """A report of each part of each session."""
+        with self._lock:
+            return [{"session": group.name, **report} for group in self._groups.values() for report in group.reports()]
+
+    def tell_punctures(self) -> None:
+        """Log each session that was punctured since the last look."""
+        with self._lock:
+            told = [group for group in self._groups.values() if group.suspended and not group.punctured]
+            for group in told:
+                reports = [report for report in group.reports() if report["state"] == "punctured"]
+                group.punctured = bool(reports)
+                for report in reports:
+                    self._log(f"session {group.name}: volume {report['volume']} punctured ({report['puncture']})")
+
+    # ---- beginning and ending ----
+
+    def wish(self, track_size: int | None, memory_bytes: int | None, file_bytes: int | None) -> Wish:
+        defaults = self._defaults
+        return Wish(
+            defaults.track if track_size is None else track_size,
+            defaults.memory if memory_bytes is None else memory_bytes,
+            defaults.file if file_bytes is None else file_bytes,
+        )
+
+    def prepare(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
+        """Allocate a session over `volumes`. Raises RequestError; then nothing is left of it."""
+        if wish.file_bytes and not self._defaults.path:
+            raise RequestError("bad-request", "file_bytes: this server has no sidefile directory (--sidefile-path)")
+        group = self._admit(name, volumes, wish)
+        with ExitStack() as undo:
+            undo.callback(self._forget, group)
+            for volume in volumes:
+                group.parts.append(Part(volume, self._prepare_part(volume, wish)))
+            undo.pop_all()
+        return group
+
+    def _prepare_part(self, volume: str, wish: Wish) -> Session:
+        descriptor = -1
+        try:
+            if wish.file_bytes and self._defaults.path:
+                descriptor = sidefile.create(self._defaults.path, wish.file_bytes)
+            return Session(
+                self._volumes[volume],
+                track_size=wish.track_size,
+                memory_bytes=wish.memory_bytes,
+                file_fd=descriptor,
+                file_bytes=wish.file_bytes,
+            )
+        except (OSError, TimezeroError) as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise RequestError("io", f"volume {volume}: session could not be prepared: {error}") from None
+
+    def _admit(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
+        """Reserve what the session will take, before it takes anything."""
+        memory = sum(memory_of(self._volumes[volume].size, wish) for volume in volumes)
+        file = wish.file_bytes * len(volumes)
+        with self._lock:
+            if name in self._groups:
+                raise RequestError("bad-request", f"session {name} exists already")
+            for volume in volumes:
+                if self._count(volume) >= self._limits.sessions:
+                    raise RequestError("limit", f"volume {volume} has {self._limits.sessions} sessions already")
+            taken = sum(group.memory for group in self._groups.values())
+            if taken + memory > self._limits.memory:
+                raise RequestError(
+                    "limit",
+                    f"the session needs {memory} bytes of memory, {taken} of {self._limits.memory} are taken; "
+                    "ask for less, wait, or raise limits.memory",
+                )
+            if sum(group.file for group in self._groups.values()) + file > self._limits.file:
+                raise RequestError("limit", f"the file tiers would pass limits.file ({self._limits.file} bytes)")
+            group = self._groups[name] = Group(name, volumes, memory, file)
+        return group
+
+    def _count(self, volume: str) -> int:
+        return sum(volume in group.volumes for group in self._groups.values())
+
+    def end(self, group: Group, *, cancel: bool) -> list[Report]:
+        """End a session and free it; the final reports."""
+        try:
+            reports = group.end(cancel=cancel)
+        finally:
+            self._forget(group)
+        words = ", ".join(f"{report['volume']} {_outcome(report, cancel)}" for report in reports)
+        self._log(f"session {group.name}: {words}")
+        return reports
+
+    def _forget(self, group: Group) -> None:
+        with self._lock:  # a report must not meet a session that is being freed
+            self._groups.pop(group.name, None)
+        group.close()
+
+    # ---- suspension ----
+
+    def claim_suspension(self) -> None:
+        """Begin to be the one suspension of this subsystem. Raises RequestError."""
+        if not self._suspension.acquire(blocking=False):
+            raise RequestError("busy", "another suspension is under way; try again")
+
+    def release_suspension(self) -> None:
+        self._suspension.release()
+
+    def told_suspension(self, group: Group, times: dict[str, int]) -> None:
+        group.suspended = True
+        volumes = ", ".join(part.volume for part in group.parts)
+        self._log(f"session {group.name}: T0 of {volumes}, suspended for {times['total_ns'] / 1000:.0f} us")
+
+
+def memory_of(size: int, wish: Wish) -> int:
+    """Bytes that a session of a volume of `size` bytes takes: memory tier, three bits a track, slot tables.
+
+    A slot costs a table entry, a bucket and a place in the ring, rounded up to powers of two: 40 bytes at most.
+    """
+    tracks = -(-size // wish.track_size)
+    slots = (wish.memory_bytes + wish.file_bytes) // wish.track_size
+    return wish.memory_bytes + tracks * 3 // 8 + slots * 40
+
+
+def _outcome(report: Report, cancel: bool) -> str:
+    if report["state"] == "ended":
+        return f"ended intact, {report['intercepted']} updates intercepted"
+    if cancel:
+        return "cancelled"
+    return f"{report['state']} ({report['puncture']})"

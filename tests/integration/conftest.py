@@ -1,0 +1,109 @@
+"""Real processes for integration tests: `serve` starts `timezero serve` and ends it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+START_TIMEOUT = 30.0  # seconds
+STOP_TIMEOUT = 60.0
+
+
+@dataclass
+class Served:
+    """A running `timezero serve`."""
+
+    process: subprocess.Popen[str]
+    nbd_socket: str
+    control: str
+    log: Path  # its stderr
+
+    def nbd_uri(self, name: str) -> str:
+        """The NBD URI of a volume."""
+        return f"nbd+unix:///{quote(name)}?socket={self.nbd_socket}"
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
+        """End it; the exit code. Safe to repeat."""
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        return self.process.wait(STOP_TIMEOUT)
+
+    def stderr(self) -> str:
+        return self.log.read_text()
+
+
+Serve = Callable[..., Served]
+
+
+def serve_command(
+    volumes: Mapping[str, os.PathLike[str] | str], nbd_socket: str, control: str, **opts: object
+) -> list[str]:
+    """The command line. opts: option names with underscores; True for a flag, a list to repeat, else the value."""
+    command = [sys.executable, "-m", "timezero", "serve", "--nbd", f"nbd+unix:///?socket={nbd_socket}"]
+    command += ["--control", control]
+    for name, path in volumes.items():
+        command += ["--volume", f"{name}={os.fspath(path)}"]
+    for option, value in opts.items():
+        flag = "--" + option.replace("_", "-")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            command += [flag] if item is True else [flag, str(item)]
+    return command
+
+
+def wait_ready(process: subprocess.Popen[str]) -> bool:
+    """True when it said `ready`, false when it ended instead. A timeout fails the test."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT
+    while not select.select([process.stdout], [], [], 0.1)[0]:
+        assert time.monotonic() < deadline, "timezero serve was not ready in time"
+    return process.stdout.readline() == "ready\n"
+
+
+@pytest.fixture
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """serve(volumes: {name: path}, env={...}, **opts) -> Served. Ended with the test, by its process id."""
+    running: list[Served] = []
+
+    def start(
+        volumes: Mapping[str, os.PathLike[str] | str], *, env: Mapping[str, str] | None = None, **opts: object
+    ) -> Served:
+        directory = tmp_path_factory.mktemp("serve")
+        nbd_socket, control, log = str(directory / "nbd.sock"), str(directory / "control.sock"), directory / "stderr"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                serve_command(volumes, nbd_socket, control, **opts),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **(env or {})},
+            )
+        served = Served(process, nbd_socket, control, log)
+        running.append(served)
+        if not wait_ready(process):
+            process.wait(STOP_TIMEOUT)
+            pytest.fail(f"timezero serve ended with {process.returncode}: {served.stderr()}")
+        return served
+
+    yield start
+    for served in running:
+        try:
+            code = served.stop()
+        except subprocess.TimeoutExpired:
+            served.process.kill()
+            code = served.process.wait(STOP_TIMEOUT)
+        finally:
+            assert served.process.stdout is not None
+            served.process.stdout.close()
+            print(f"--- timezero serve ({served.control}):\n{served.stderr()}", file=sys.stderr)
+        assert code in (0, -signal.SIGKILL), f"timezero serve ended with {code}"
