@@ -11,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from timezero.errors import UsageError
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+from timezero.units import GIB, KIB, MIB, parse_size
 
 TRACK_MIN, TRACK_MAX = 4 * KIB, MIB  # tz/common.h
-_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
-_SIZE = re.compile(r"(\d{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENGINES = ("auto", "uring", "threads")
 
 
-def parse_size(text: str | int, what: str = "size") -> int:
-    """Bytes from "64M", "1GiB", "4096" (units are powers of two). Raises UsageError."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text < 0:
-            raise UsageError(f"{what}: {text} is negative")
-        return text
-    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
-    if match is None:
-        raise UsageError(f"{what}: {text!r} is not a size; write bytes or a number with K, M, G or T")
-    return int(match[1]) * _UNITS[match[2].upper()]
+def size(value: Any, what: str) -> int:
+    """Bytes from a whole number, or a text like "64M". Raises UsageError, which says `what` it is."""
+    if type(value) is int and value >= 0:
+        return value
+    if not isinstance(value, str):
+        raise UsageError(f"{what}: {value!r} is not a size: write 4096, 64K, 1MiB or 10G")
+    try:
+        return parse_size(value)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
 
 
 def check_name(name: str) -> str:
@@ -75,7 +72,11 @@ class VolumeConfig:
 
 @dataclass(frozen=True)
 class SidefileConfig:
-    """Defaults for each volume of a session. Bytes; path: directory of the file tier."""
+    """Defaults for each volume of a session, in bytes.
+
+    memory: cap of all that the session takes of memory (tables and bitmaps included). file: cap of the file tier in
+    the directory `path`. track: grain of interception.
+    """
 
     memory: int = 64 * MIB
     path: str | None = None
@@ -87,8 +88,8 @@ class SidefileConfig:
 class Limits:
     """Admission control: what is over a limit is refused, and nothing that runs is touched.
 
-    sessions: on one volume at the same time. memory: bytes of all sessions' sidefiles and bitmaps together.
-    file: bytes of all file tiers together. connections: NBD clients of one volume.
+    sessions: on one volume at the same time. memory, file: bytes of all sessions' caps together. connections: NBD
+    clients of one volume.
     """
 
     sessions: int = 16
@@ -181,8 +182,8 @@ def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
     tiers = _typed(sidefile, "sidefile.", path=str)
     if "path" in tiers:
         tiers["path"] = str(base / tiers["path"])
-    tiers |= {key: parse_size(value, f"sidefile.{key}") for key, value in sidefile.items() if key != "path"}
-    caps = {key: parse_size(value, f"limits.{key}") for key, value in limits.items()}
+    tiers |= {key: size(value, f"sidefile.{key}") for key, value in sidefile.items() if key != "path"}
+    caps = {key: size(value, f"limits.{key}") for key, value in limits.items()}
     volumes = _table(document, "volumes", "volumes")
     return ServeConfig(
         volumes={name: _volume(name, _table(volumes, name, f"volumes.{name}"), base) for name in volumes},

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, check_name, load, parse_size
+from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, check_name, load, size
 from timezero.errors import TimezeroError, UsageError
 
 _T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
@@ -86,7 +86,7 @@ def _sidefile(config: SidefileConfig, args: argparse.Namespace) -> SidefileConfi
 
 
 def _size(text: str | None, option: str) -> int | None:
-    return None if text is None else parse_size(text, option)
+    return None if text is None else size(text, option)
 
 
 def _overlay(config: _T, **values: Any) -> _T:

@@ -6,6 +6,7 @@ lock.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 from timezero._native.subsystem import Session
 from timezero.config import Limits, SidefileConfig
 from timezero.control.server import RequestError
-from timezero.errors import TimezeroError
 from timezero.subsystem import sidefile
 from timezero.subsystem.volumes import Volumes
 
@@ -27,7 +27,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wish:
-    """What a session asks for each of its volumes. Bytes."""
+    """What a session asks for each of its volumes, in bytes: caps of all memory it takes, and of its file tier."""
 
     track_size: int
     memory_bytes: int
@@ -124,7 +124,7 @@ class Registry:
         descriptor = -1
         try:
             if wish.file_bytes and self._defaults.path:
-                descriptor = sidefile.create(self._defaults.path, wish.file_bytes)
+                descriptor = sidefile.create(self._defaults.path)
             return Session(
                 self._volumes[volume],
                 track_size=wish.track_size,
@@ -132,15 +132,14 @@ class Registry:
                 file_fd=descriptor,
                 file_bytes=wish.file_bytes,
             )
-        except (OSError, TimezeroError) as error:
+        except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
-            raise RequestError("io", f"volume {volume}: session could not be prepared: {error}") from None
+            raise _unprepared(volume, wish, error) from None
 
     def _admit(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
         """Reserve what the session will take, before it takes anything."""
-        memory = sum(memory_of(self._volumes[volume].size, wish) for volume in volumes)
-        file = wish.file_bytes * len(volumes)
+        memory, file = wish.memory_bytes * len(volumes), wish.file_bytes * len(volumes)
         with self._lock:
             if name in self._groups:
                 raise RequestError("bad-request", f"session {name} exists already")
@@ -193,14 +192,16 @@ class Registry:
         self._log(f"session {group.name}: T0 of {volumes}, suspended for {times['total_ns'] / 1000:.0f} us")
 
 
-def memory_of(size: int, wish: Wish) -> int:
-    """Bytes that a session of a volume of `size` bytes takes: memory tier, three bits a track, slot tables.
-
-    A slot costs a table entry, a bucket and a place in the ring, rounded up to powers of two: 40 bytes at most.
-    """
-    tracks = -(-size // wish.track_size)
-    slots = (wish.memory_bytes + wish.file_bytes) // wish.track_size
-    return wish.memory_bytes + tracks * 3 // 8 + slots * 40
+def _unprepared(volume: str, wish: Wish, error: OSError) -> RequestError:
+    if error.errno in (errno.ENOSPC, errno.ENOMEM):
+        return RequestError(
+            "limit",
+            f"volume {volume}: no room for a sidefile: {wish.memory_bytes} bytes of memory hold not even the session's "
+            f"tables, or the disk cannot hold {wish.file_bytes} bytes of file tier ({error.strerror})",
+        )
+    if error.errno == errno.EINVAL:
+        return RequestError("bad-request", f"volume {volume}: tracks of {wish.track_size} bytes do not fit its blocks")
+    return RequestError("io", f"volume {volume}: session could not be prepared: {error.strerror}")
 
 
 def _outcome(report: Report, cancel: bool) -> str:

@@ -1,4 +1,4 @@
-"""The file tier of a sidefile: an unlinked file of fixed size in a directory of the user's choice."""
+"""The file tier of a sidefile: an unlinked file in a directory of the user's choice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from timezero.errors import TimezeroError, UsageError
+from timezero.errors import UsageError
 from timezero.subsystem.stack import Identity, standing_on
 
 
@@ -26,24 +26,12 @@ def check_directory(directory: str, volumes: Mapping[str, Identity]) -> None:
             )
 
 
-def create(directory: str, size: int) -> int:
-    """A descriptor of a new file of `size` bytes without a name, with its space allocated. Raises TimezeroError."""
-    descriptor = -1
-    try:
-        descriptor = _unnamed(directory)
-        os.posix_fallocate(descriptor, 0, size)
-        return descriptor
-    except OSError as error:
-        if descriptor >= 0:
-            os.close(descriptor)
-        raise TimezeroError(f"sidefile of {size} bytes in {directory}: {error.strerror}") from None
-
-
-def _unnamed(directory: str) -> int:
+def create(directory: str) -> int:
+    """A descriptor of a new file without a name; the core gives it its size. Raises OSError."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # a filesystem without O_TMPFILE
             raise
     descriptor, path = tempfile.mkstemp(prefix=".timezero-sidefile-", dir=directory)
     Path(path).unlink()
