@@ -3,29 +3,60 @@
 
 #define WORD_BITS 64
 
-/* Calls `step` (an expression over `word` and `mask`) for every word of [from, from + count). */
-#define FOR_EACH_WORD(from, count, word, mask, ...)                                                                    \
-    do {                                                                                                               \
-        uint64_t at_ = (from), end_ = at_ + (count);                                                                   \
-        while (at_ < end_) {                                                                                           \
-            uint64_t word = at_ / WORD_BITS, mask = range_mask(at_, end_);                                             \
-            __VA_ARGS__                                                                                                \
-            at_ = (word + 1) * WORD_BITS;                                                                              \
-        }                                                                                                              \
-    } while (0)
+/* A range of bits as words: the first and the last one with masks, those between are whole. A range within one word
+ * has its mask in `head`, and `tail` is 0; an empty one has two empty masks. */
+struct span {
+    uint64_t first, last;
+    uint64_t head, tail;
+};
 
-/* The bits of [at, end) that lie in the word of `at`. */
-static inline uint64_t range_mask(uint64_t at, uint64_t end)
+static inline struct span span_of(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    uint64_t bit = at % WORD_BITS, n = tz_min_u64(end - at, WORD_BITS - bit);
+    uint64_t end = from + count;
+    struct span span = {from / WORD_BITS, (end - 1) / WORD_BITS, UINT64_MAX << from % WORD_BITS, 0};
 
-    return (UINT64_MAX >> (WORD_BITS - n)) << bit;
+    assert(from <= map->bits && count <= map->bits - from);
+    (void)map;
+    if (count == 0)
+        return (struct span){0};
+    span.tail = UINT64_MAX >> (WORD_BITS - 1 - (end - 1) % WORD_BITS);
+    if (span.first == span.last) {
+        span.head &= span.tail;
+        span.tail = 0;
+    }
+    return span;
 }
 
-static inline void assert_range(const tz_bitmap *map, uint64_t from, uint64_t count)
+static inline uint64_t load(const tz_bitmap *map, uint64_t word)
 {
-    assert(from <= map->bits && count <= map->bits - from);
-    (void)map, (void)from, (void)count;
+    return atomic_load(&map->words[word]);
+}
+
+/* The first word of [word, end) that is not `same`, or end. Eight at a time: a load a word, and a branch for eight. */
+static uint64_t skip_same(const tz_bitmap *map, uint64_t word, uint64_t end, uint64_t same)
+{
+    for (; word + 8 <= end; word += 8) {
+        uint64_t differ = (load(map, word) ^ same) | (load(map, word + 1) ^ same);
+
+        differ |= (load(map, word + 2) ^ same) | (load(map, word + 3) ^ same);
+        differ |= (load(map, word + 4) ^ same) | (load(map, word + 5) ^ same);
+        differ |= (load(map, word + 6) ^ same) | (load(map, word + 7) ^ same);
+        if (differ)
+            break;
+    }
+    while (word < end && load(map, word) == same)
+        word++;
+    return word;
+}
+
+/* Are all bits of the range as in `same`, a word of zeros or ones? */
+static bool all_same(const tz_bitmap *map, uint64_t from, uint64_t count, uint64_t same)
+{
+    struct span span = span_of(map, from, count);
+
+    if ((load(map, span.first) ^ same) & span.head || (load(map, span.last) ^ same) & span.tail)
+        return false;
+    return span.last <= span.first + 1 || skip_same(map, span.first + 1, span.last, same) == span.last;
 }
 
 size_t tz_bitmap_bytes(uint64_t bits)
@@ -62,56 +93,57 @@ bool tz_bitmap_unclaim(tz_bitmap *map, uint64_t bit)
     return atomic_fetch_and(&map->words[bit / WORD_BITS], ~mask) & mask;
 }
 
+static inline uint64_t set_word(tz_bitmap *map, uint64_t word, uint64_t mask)
+{
+    return (uint64_t)__builtin_popcountll(~atomic_fetch_or(&map->words[word], mask) & mask);
+}
+
+static inline uint64_t clear_word(tz_bitmap *map, uint64_t word, uint64_t mask)
+{
+    return (uint64_t)__builtin_popcountll(atomic_fetch_and(&map->words[word], ~mask) & mask);
+}
+
 uint64_t tz_bitmap_set_range(tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    uint64_t changed = 0;
+    struct span span = span_of(map, from, count);
+    uint64_t changed = span.head ? set_word(map, span.first, span.head) : 0;
 
-    assert_range(map, from, count);
-    FOR_EACH_WORD(from, count, word, mask, {
-        uint64_t old = atomic_fetch_or(&map->words[word], mask);
-        changed += (uint64_t)__builtin_popcountll(~old & mask);
-    });
-    return changed;
+    for (uint64_t word = span.first + 1; word < span.last; word++)
+        changed += set_word(map, word, UINT64_MAX);
+    return span.tail ? changed + set_word(map, span.last, span.tail) : changed;
 }
 
 uint64_t tz_bitmap_clear_range(tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    uint64_t changed = 0;
+    struct span span = span_of(map, from, count);
+    uint64_t changed = span.head ? clear_word(map, span.first, span.head) : 0;
 
-    assert_range(map, from, count);
-    FOR_EACH_WORD(from, count, word, mask, {
-        uint64_t old = atomic_fetch_and(&map->words[word], ~mask);
-        changed += (uint64_t)__builtin_popcountll(old & mask);
-    });
-    return changed;
+    for (uint64_t word = span.first + 1; word < span.last; word++)
+        changed += clear_word(map, word, UINT64_MAX);
+    return span.tail ? changed + clear_word(map, span.last, span.tail) : changed;
 }
 
 bool tz_bitmap_any(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    assert_range(map, from, count);
-    FOR_EACH_WORD(from, count, word, mask, {
-        if (atomic_load(&map->words[word]) & mask)
-            return true;
-    });
-    return false;
+    return count && !all_same(map, from, count, 0);
 }
 
 bool tz_bitmap_all(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    assert_range(map, from, count);
-    FOR_EACH_WORD(from, count, word, mask, {
-        if (~atomic_load(&map->words[word]) & mask)
-            return false;
-    });
-    return true;
+    return !count || all_same(map, from, count, UINT64_MAX);
 }
 
 static inline __attribute__((always_inline)) uint64_t count_words(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
+    struct span span = span_of(map, from, count);
     uint64_t bits = 0;
 
-    FOR_EACH_WORD(from, count, word, mask,
-                  { bits += (uint64_t)__builtin_popcountll(atomic_load(&map->words[word]) & mask); });
+    if (count == 0)
+        return 0;
+    bits = (uint64_t)__builtin_popcountll(load(map, span.first) & span.head);
+    bits += (uint64_t)__builtin_popcountll(load(map, span.last) & span.tail);
+    for (uint64_t word = span.first + 1; word < span.last; word++)
+        bits += (uint64_t)__builtin_popcountll(load(map, word));
     return bits;
 }
 
@@ -125,29 +157,28 @@ __attribute__((target("popcnt"))) static uint64_t count_words_popcnt(const tz_bi
 
 uint64_t tz_bitmap_count(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    assert_range(map, from, count);
     return __builtin_cpu_supports("popcnt") ? count_words_popcnt(map, from, count) : count_words(map, from, count);
 }
 #else
 uint64_t tz_bitmap_count(const tz_bitmap *map, uint64_t from, uint64_t count)
 {
-    assert_range(map, from, count);
     return count_words(map, from, count);
 }
 #endif
 
-/* The first bit at or after `from` that is 1 after its word was xored with `flip`. */
-static inline uint64_t next_bit(const tz_bitmap *map, uint64_t from, uint64_t flip)
+/* The first bit at or after `from` that differs from `same`, a word of zeros or ones. */
+static inline uint64_t next_bit(const tz_bitmap *map, uint64_t from, uint64_t same)
 {
     uint64_t words = tz_bitmap_bytes(map->bits) / sizeof(uint64_t), word = from / WORD_BITS, found, bit;
 
     if (from >= map->bits)
         return TZ_BITMAP_NONE;
-    found = (atomic_load(&map->words[word]) ^ flip) & (UINT64_MAX << (from % WORD_BITS));
-    while (!found) {
-        if (++word == words)
+    found = (load(map, word) ^ same) & (UINT64_MAX << from % WORD_BITS);
+    if (!found) {
+        word = skip_same(map, word + 1, words, same);
+        if (word == words)
             return TZ_BITMAP_NONE;
-        found = atomic_load(&map->words[word]) ^ flip;
+        found = load(map, word) ^ same;
     }
     bit = word * WORD_BITS + (uint64_t)__builtin_ctzll(found);
     return bit < map->bits ? bit : TZ_BITMAP_NONE; /* what lies past the last bit is not ours */

@@ -24,15 +24,15 @@
 #define TZ_CACHE_LINE 64
 
 #define TZ_TRACK_DEFAULT (64 * TZ_KIB)
-#define TZ_TRACK_MIN (4 * TZ_KIB)
-#define TZ_TRACK_MAX (1 * TZ_MIB)
+#define TZ_TRACK_MIN     (4 * TZ_KIB)
+#define TZ_TRACK_MAX     (1 * TZ_MIB)
 #define TZ_CHUNK_DEFAULT (1 * TZ_MIB)
-#define TZ_CHUNK_MAX (16 * TZ_MIB)
+#define TZ_CHUNK_MAX     (16 * TZ_MIB)
 
-#define tz_likely(x) __builtin_expect(!!(x), 1)
+#define tz_likely(x)   __builtin_expect(!!(x), 1)
 #define tz_unlikely(x) __builtin_expect(!!(x), 0)
 
-#define tz_container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define tz_container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 static inline bool tz_is_pow2(uint64_t n)
 {
