@@ -6,13 +6,11 @@ Errors are OSError with the kernel's errno. Sizes and offsets are bytes.
 from timezero._linux.calls import (
     DirectAlignment,
     FileExtent,
-    ReadLease,
     device_size,
     direct_alignment,
     fiemap,
     freeze,
     memfd_seals,
-    read_lease,
     rename_noreplace,
     thaw,
 )
@@ -21,7 +19,6 @@ from timezero._linux.devices import is_block_device, mounts_of
 __all__ = [
     "DirectAlignment",
     "FileExtent",
-    "ReadLease",
     "device_size",
     "direct_alignment",
     "fiemap",
@@ -29,7 +26,6 @@ __all__ = [
     "is_block_device",
     "memfd_seals",
     "mounts_of",
-    "read_lease",
     "rename_noreplace",
     "thaw",
 ]

@@ -11,7 +11,7 @@ ffi.cdef(
     int tz_device_size(int fd, uint64_t *bytes);
     int tz_freeze(int fd);
     int tz_thaw(int fd);
-    int tz_rename_noreplace(int dir_fd, const char *old, const char *new);
+    int tz_rename_noreplace(const char *old, const char *new);
     int tz_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
     int tz_memfd_seals(void);
 
@@ -59,9 +59,9 @@ ffi.set_source(
         return tz_result(ioctl(fd, FITHAW, 0));
     }
 
-    static int tz_rename_noreplace(int dir_fd, const char *old, const char *new)
+    static int tz_rename_noreplace(const char *old, const char *new)
     {
-        return tz_result((int)syscall(SYS_renameat2, dir_fd, old, dir_fd, new, RENAME_NOREPLACE));
+        return tz_result((int)syscall(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, RENAME_NOREPLACE));
     }
 
     /* The kernel's struct statx up to what is needed here: older headers have no STATX_DIOALIGN (Linux 6.1) yet. */

@@ -1,23 +1,17 @@
-"""System calls that Python has no function for, over the cffi module; and leases, which need care with a signal."""
+"""System calls that Python has no function for, over the cffi module."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from timezero._linux._cffi import ffi, lib
 
-_AT_FDCWD = -100
 _FIEMAP_BATCH = 512
 _FIEMAP_EXTENT_LAST = 0x1
 
 
-def _check(result: int, *where: str | bytes) -> int:
+def _check(result: int, *where: str | None) -> int:
     """The one place where a negative errno of the C side becomes an exception."""
     if result < 0:
         raise OSError(-result, os.strerror(-result), *where)
@@ -70,50 +64,13 @@ def fiemap(fd: int) -> list[FileExtent]:
         start = found[-1].logical + found[-1].length
 
 
-class ReadLease:
-    """A lease that says when somebody else wants to write a file (fcntl F_SETLEASE, fcntl(2))."""
+def rename_noreplace(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Rename a file, never over another (renameat2 RENAME_NOREPLACE, rename(2)).
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    @property
-    def intact(self) -> bool:
-        """Has nobody opened the file for writing, or cut it, since the lease was taken?"""
-        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
-
-
-@contextmanager
-def read_lease(fd: int) -> Iterator[ReadLease]:
-    """Hold a read lease on a regular file that is open read-only as `fd`, as long as the context lasts.
-
-    Somebody who then opens it for writing waits, until the context ends or /proc/sys/fs/lease-break-time seconds have
-    passed: look at `intact` often, and leave when it is false.
-
-    EAGAIN (BlockingIOError): it is open for writing now. EACCES: another user's file. EINVAL: not a regular file, or a
-    file system without leases.
+    FileExistsError when `new` exists. EINVAL: the file system cannot (NFS); there, link(2) does not replace either.
     """
-    # The kernel tells of a break by SIGIO, which ends a process that does not handle it; SIGURG is ignored by default.
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    try:
-        yield ReadLease(fd)
-    finally:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-
-
-def rename_noreplace(old: str | os.PathLike[str], new: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-    """Rename a file, never over another (renameat2 RENAME_NOREPLACE). Relative names are below `dir_fd`, when given.
-
-    FileExistsError when `new` exists. On a file system without it (NFS), the same is done with link and unlink; a crash
-    in between leaves both names.
-    """
-    names = os.fsencode(old), os.fsencode(new)
-    result = lib.tz_rename_noreplace(_AT_FDCWD if dir_fd is None else dir_fd, *names)
-    if result == -errno.EINVAL:
-        os.link(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-        os.unlink(old, dir_fd=dir_fd)
-    elif result < 0:
-        raise OSError(-result, os.strerror(-result), os.fspath(old), None, os.fspath(new))
+    result = lib.tz_rename_noreplace(os.fsencode(old), os.fsencode(new))
+    _check(result, os.fspath(old), None, os.fspath(new))
 
 
 class DirectAlignment(NamedTuple):

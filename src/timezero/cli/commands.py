@@ -274,7 +274,7 @@ def _doctor(options: Any, output: Output) -> int:
 
     report = doctor.examine()
     output.result(lambda: report, lambda: doctor.render(report))
-    return 0
+    return 0 if report["ok"] else 1
 
 
 _COMMANDS: dict[str, Callable[[Any, Output], int]] = {
