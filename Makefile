@@ -67,7 +67,8 @@ bench: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy
 
-fuzz: system build
+fuzz: build
+	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz
 	$(MAKE) -C tests/fuzz run
 
 clean:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes a bare Debian or Ubuntu machine able to build timezero (no argument) or to test and show it as well ("all").
+# Makes a bare Debian or Ubuntu machine able to build timezero (no argument), to test and show it as well ("all"), or to
+# fuzz it ("fuzz").
 #
 # As root, packages that are missing are installed; nothing is touched when none is. Otherwise one line says
 # which to install. What is tested is the tool or file itself, not the package: it may come from elsewhere.
@@ -35,14 +36,17 @@ if [ "${1:-}" = all ]; then
     have_tool qemu-io || need qemu-utils
     have_tool qemu-storage-daemon || need qemu-system-common
     have_tool nbdkit || need nbdkit
-    have_tool nbdfuse || need nbdfuse
-    have_tool nbdinfo || need libnbd-bin
+    { have_tool nbdfuse && have_tool nbdinfo; } || need libnbd-bin
     have_tool fusermount3 || need fuse3
     have_tool fio || need fio
     have_tool mkfs.ext4 || need e2fsprogs
     have_tool mkfs.xfs || need xfsprogs
     have_tool mkfs.btrfs || need btrfs-progs
     have_tool losetup || need mount
+fi
+if [ "${1:-}" = fuzz ]; then
+    have_tool clang || need clang
+    have_file /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer*.a || need libclang-rt-dev
 fi
 
 [ -n "$missing$optional" ] || exit 0
