@@ -238,9 +238,10 @@ void tz_transfer_destroy(tz_transfer *transfer);
 /* ---- worker.c ---- */
 int tz_worker_create(tz_worker *worker, tz_mover *mover, uint32_t number);
 int tz_worker_start(tz_worker *worker);
-void tz_worker_wake(tz_worker *worker);    /* any thread */
-void tz_mover_wake_all(tz_mover *mover);   /* any thread */
-void tz_worker_destroy(tz_worker *worker); /* joins */
+void tz_worker_wake(tz_worker *worker);  /* any thread */
+void tz_mover_wake_all(tz_mover *mover); /* any thread */
+void tz_worker_join(tz_worker *worker);
+void tz_worker_destroy(tz_worker *worker); /* after all were joined: they wake each other */
 
 /* ---- pace.c ---- */
 void tz_pace_create(tz_pace *pace, const tz_mover_config *config);

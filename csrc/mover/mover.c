@@ -237,6 +237,8 @@ void tz_mover_destroy(tz_mover *mover)
         tz_mover_wait(mover, -1);
     }
     for (uint32_t i = 0; i < mover->config.workers; i++)
+        tz_worker_join(&mover->workers[i]);
+    for (uint32_t i = 0; i < mover->config.workers; i++)
         tz_worker_destroy(&mover->workers[i]);
     for (uint32_t i = 0; i < mover->count; i++)
         tz_transfer_destroy(mover->transfers[i]);

@@ -161,9 +161,11 @@ static void validate(session_source *source, tz_chunk *chunk)
         if (source->base.faults & TZ_FAULT_NO_VALIDATION)
             preserved = 0;
         preserved >>= track % TZ_TRACKS_A_WORD;
-        for (uint32_t i = 0; preserved >> i; i++)
-            if (preserved >> i & 1)
-                chunk->take[(from + i) / 32] |= UINT32_C(1) << (from + i) % 32;
+        for (; preserved; preserved &= preserved - 1) {
+            uint32_t at = from + (uint32_t)__builtin_ctz(preserved);
+
+            chunk->take[at / 32] |= UINT32_C(1) << at % 32;
+        }
         from += n;
     }
 }

@@ -200,10 +200,14 @@ int tz_worker_start(tz_worker *worker)
     return -rc;
 }
 
-void tz_worker_destroy(tz_worker *worker)
+void tz_worker_join(tz_worker *worker)
 {
     if (worker->running)
         pthread_join(worker->thread, NULL);
+}
+
+void tz_worker_destroy(tz_worker *worker)
+{
     tz_io_destroy(worker->io);
     free(worker->chunks);
 }
