@@ -94,10 +94,18 @@ static void test_small_datasets_leave_their_share_to_others(void)
     CHECK_EQ(tz_area_quota(area[2]), 3);
     CHECK_EQ(tz_area_request(&area[3], space, 1, NULL, NULL), 0);
     CHECK_EQ(tz_area_quota(area[1]), 8);
+    CHECK_EQ(tz_area_quota(area[2]), 3);
     CHECK_EQ(tz_area_quota(area[3]), 1);
     tz_area_release(area[0]);
     CHECK_EQ(tz_area_quota(area[1]), 16);
-    for (int i = 1; i < 4; i++)
+    CHECK_EQ(tz_area_request(&area[0], space, 1000, NULL, NULL), 0); /* now the small ones come first */
+    tz_area_release(area[1]);
+    CHECK_EQ(tz_area_request(&area[1], space, 1000, NULL, NULL), 0);
+    tz_area_release(area[3]);
+    CHECK_EQ(tz_area_quota(area[2]), 3);
+    CHECK_EQ(tz_area_quota(area[0]), 9);
+    CHECK_EQ(tz_area_quota(area[1]), 8);
+    for (int i = 0; i < 3; i++)
         tz_area_release(area[i]);
     tz_bufspace_destroy(space);
 }
@@ -131,6 +139,48 @@ static void test_surplus_comes_back(void)
     tz_area_give(new, frame);
     tz_area_release(old);
     tz_area_release(new);
+    tz_bufspace_destroy(space);
+}
+
+/* One free frame is for whoever takes it first, and an end is for everyone: all who were refused are told. */
+static void test_all_who_were_refused_are_told(void)
+{
+    int told[4] = {0};
+    tz_bufspace *space;
+    tz_area *area[4];
+    void *frames[6];
+
+    CHECK_EQ(tz_bufspace_create(&space, FRAME, 6, 2, 0), 0);
+    CHECK_EQ(tz_area_request(&area[3], space, 1, count_notify, &told[3]), 0);
+    CHECK_EQ(tz_area_request(&area[0], space, 9, count_notify, &told[0]), 0);
+    for (int i = 0; i < 5; i++)
+        CHECK((frames[i] = tz_area_take(area[0])) != NULL);
+    CHECK((frames[5] = tz_area_take(area[3])) != NULL);
+    tz_area_give(area[3], frames[5]);
+    tz_area_release(area[3]); /* who asked for one frame never had more than one */
+    CHECK((frames[5] = tz_area_take(area[0])) != NULL);
+    for (int i = 1; i < 3; i++) {
+        CHECK_EQ(tz_area_request(&area[i], space, 9, count_notify, &told[i]), 0);
+        CHECK(tz_area_take(area[i]) == NULL);
+    }
+    tz_area_give(area[0], frames[5]);
+    CHECK_EQ(told[1], 1);
+    CHECK_EQ(told[2], 1);
+    for (int i = 0; i < 5; i++)
+        tz_area_give(area[0], frames[i]);
+    for (int i = 0; i < 2; i++) {
+        CHECK((frames[2 * i] = tz_area_take(area[1 + i])) != NULL);
+        CHECK((frames[2 * i + 1] = tz_area_take(area[1 + i])) != NULL);
+        CHECK(tz_area_take(area[1 + i]) == NULL); /* at its quota, and two frames are free */
+    }
+    tz_area_release(area[0]); /* quotas rise */
+    CHECK_EQ(told[1], 2);
+    CHECK_EQ(told[2], 2);
+    CHECK_EQ(told[0] + told[3], 0);
+    for (int i = 0; i < 4; i++)
+        tz_area_give(area[1 + i / 2], frames[i]);
+    tz_area_release(area[1]);
+    tz_area_release(area[2]);
     tz_bufspace_destroy(space);
 }
 
@@ -274,6 +324,7 @@ int main(void)
     RUN(test_mapping);
     RUN(test_small_datasets_leave_their_share_to_others);
     RUN(test_surplus_comes_back);
+    RUN(test_all_who_were_refused_are_told);
     RUN(test_line_is_first_come_first_served);
     RUN(test_threads);
     return 0;

@@ -278,6 +278,23 @@ static void test_agrees_with_a_table(void)
     }
 }
 
+/* Ascending addresses at every density, from many an extent to many extents an address: [i * 1000 + 7, + 500) again. */
+static void check_ascending(const tz_extents *map, uint64_t n, uint64_t *from, uint64_t *to)
+{
+    for (uint64_t step = 1; step < 400000; step *= 3) {
+        uint64_t count = 0;
+
+        for (uint64_t at = below(1000); at < n * 1000 && count < n; at += below(2 * step))
+            from[count++] = at;
+        tz_extents_lookup_batch(map, from, to, count);
+        for (uint64_t i = 0; i < count; i++) {
+            bool hole = from[i] % 1000 < 7 || from[i] % 1000 >= 507;
+
+            CHECK(to[i] == (hole ? TZ_EXTENT_NONE : (n - from[i] / 1000) * 4096 + from[i] % 1000 - 7));
+        }
+    }
+}
+
 /* Many extents: several layers of the search tree, sorting by several digits. Extent i is [i * 1000 + 7, + 500),
  * shuffled. */
 static void test_many(void)
@@ -299,10 +316,12 @@ static void test_many(void)
         for (uint64_t i = 0; i < n; i++) {
             column[n + i] = (n - column[i] / 1000) * 4096;
             column[2 * n + i] = 500;
-            from[i] = below(n * 1000);
         }
         CHECK_EQ(tz_extents_build(&map, column, column + n, column + 2 * n, NULL, n, TZ_EXTENTS_REVERSE), 0);
         CHECK_EQ(tz_extents_count(map), n);
+        check_ascending(map, n, from, to);
+        for (uint64_t i = 0; i < n; i++)
+            from[i] = below(n * 1000);
         tz_extents_lookup_batch(map, from, to, n);
         for (uint64_t i = 0; i < n; i++) {
             bool hole = from[i] % 1000 < 7 || from[i] % 1000 >= 507;
