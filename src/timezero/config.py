@@ -108,6 +108,7 @@ class ServeConfig:
     allow_remote: bool = False
     reactors: int = 1
     engine: str = "auto"
+    poll_us: int = 0  # a reactor looks this long for work before it sleeps
     quiet: bool = False
     sidefile: SidefileConfig = SidefileConfig()
     limits: Limits = Limits()
@@ -120,6 +121,8 @@ class ServeConfig:
             check_name(name)
         if not 1 <= self.reactors <= 64:
             raise UsageError(f"reactors: {self.reactors} is not between 1 and 64")
+        if not 0 <= self.poll_us <= 1_000_000:
+            raise UsageError(f"poll_us: {self.poll_us} is not between 0 and 1000000")
         if self.engine not in _ENGINES:
             raise UsageError(f"engine: {self.engine!r} is none of {', '.join(_ENGINES)}")
         _check_sidefile(self.sidefile)
@@ -169,10 +172,10 @@ def load(path: str | os.PathLike[str]) -> ServeConfig:
 def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
     _known(document, "", "serve", "volumes", "sidefile", "limits")
     serve, sidefile, limits = (_table(document, key, key) for key in ("serve", "sidefile", "limits"))
-    _known(serve, "serve.", "nbd", "control", "allow_remote", "reactors", "engine", "quiet")
+    _known(serve, "serve.", "nbd", "control", "allow_remote", "reactors", "engine", "poll_us", "quiet")
     _known(sidefile, "sidefile.", "memory", "path", "file", "track")
     _known(limits, "limits.", "sessions", "memory", "file", "connections")
-    values = _typed(serve, "serve.", control=str, allow_remote=bool, reactors=int, engine=str, quiet=bool, nbd=list)
+    values = _typed(serve, "serve.", control=str, allow_remote=bool, reactors=int, engine=str, poll_us=int, quiet=bool, nbd=list)
     if "nbd" in values:
         if not all(isinstance(uri, str) for uri in values["nbd"]):
             raise UsageError("serve.nbd: must be a list of strings")

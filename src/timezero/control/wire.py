@@ -1,7 +1,7 @@
 """The control protocol's wire: one JSON object a line over a Unix stream socket, descriptors beside it.
 
-docs/control-protocol.md is the contract. Descriptors travel with the first byte of their line; the kernel never merges
-bytes across such a boundary, so a line and its descriptors arrive together or not at all.
+docs/control-protocol.md is the contract. Descriptors travel with the first byte of their line, so none of it is read
+before they are here; they are given to lines in order, by what each line says of itself.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ class Channel:
         line = self._read_line(None if timeout is None else time.monotonic() + timeout)
         message = decode(line)
         expected = message.get("fds", 0) if self._accept else 0
-        if len(self._descriptors) != expected:
+        here = len(self._descriptors)
+        if type(expected) is not int or not 0 <= expected <= here or (here > expected and not self._buffer):
             self._drop_descriptors()
             raise WireError("the number of descriptors does not match", fatal=True)
-        descriptors, self._descriptors = self._descriptors, []
+        descriptors, self._descriptors = self._descriptors[:expected], self._descriptors[expected:]
         return message, descriptors
 
     def shutdown(self) -> None:

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-session-memory", metavar="SIZE", help="memory of all sessions together (default 1G)")
     add("--reactors", metavar="N", type=int, help="threads that serve volumes (default 1)")
     add("--engine", choices=("auto", "uring", "threads"), help="I/O engine (default: $TIMEZERO_IO or auto)")
+    add("--poll-us", metavar="N", type=int, help="a reactor looks this long for work before it sleeps (default 0)")
     add("--quiet", action="store_true", help="no log lines about sessions")
 
 
@@ -64,7 +65,9 @@ def configuration(args: argparse.Namespace) -> ServeConfig:
     memory = _size(args.max_session_memory, "--max-session-memory")
     limits = _overlay(config.limits, sessions=args.max_sessions, memory=memory)
     engine = args.engine or os.environ.get("TIMEZERO_IO") or None
-    top = _overlay(config, control=args.control, nbd=tuple(args.nbd) or None, reactors=args.reactors, engine=engine)
+    nbd = tuple(args.nbd) or None
+    threads = {"reactors": args.reactors, "engine": engine, "poll_us": args.poll_us}
+    top = _overlay(config, control=args.control, nbd=nbd, **threads)
     return replace(
         top,
         volumes=volumes,

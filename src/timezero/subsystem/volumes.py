@@ -24,7 +24,7 @@ class Volumes:
         with ExitStack() as undo:
             self._reactors = []
             for _ in range(config.reactors):
-                self._reactors.append(Reactor(config.engine))
+                self._reactors.append(Reactor(config.engine, poll_us=config.poll_us))
                 undo.callback(self._reactors[-1].close)
             for number, (name, volume) in enumerate(config.volumes.items()):
                 self._served[name] = _open(name, volume, self._reactors[number % len(self._reactors)])
