@@ -21,6 +21,9 @@
 #include "clock.h"
 #include "session_private.h"
 
+/* An hour: longer than any application waits, and far from where sums overflow. */
+#define MOST_DEADLINE_NS (UINT64_C(3600) * 1000000000)
+
 enum phase {
     CLOSE,
     INSTALL,
@@ -324,16 +327,27 @@ static int run_phase(tz_suspension *s, enum phase phase)
     return atomic_load(&s->error);
 }
 
+/* A session has one T0. One that had it, or was cancelled, must not make the others of this group fail half way. */
+static bool are_prepared(const tz_suspension *s)
+{
+    for (uint32_t i = 0; i < s->sessions_count; i++)
+        if (tz_session_state_of(s->sessions[i]) != TZ_SESSION_PREPARED)
+            return false;
+    return true;
+}
+
 static int close_step(tz_suspension *s, uint64_t deadline_ns, bool whole)
 {
     int rc = -EINVAL;
 
     pthread_mutex_lock(&s->step);
-    if (!s->closed) {
+    if (!s->closed && !are_prepared(s)) {
+        rc = -ECANCELED;
+    } else if (!s->closed) {
         atomic_store(&s->error, 0);
         atomic_store(&s->first_closed_ns, 0);
         s->times = (tz_suspension_times){0};
-        s->deadline_ns = tz_now_ns() + deadline_ns;
+        s->deadline_ns = tz_now_ns() + tz_min_u64(deadline_ns, MOST_DEADLINE_NS);
         s->whole = whole;
         s->closed = true;
         rc = run_phase(s, CLOSE);

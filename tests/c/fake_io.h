@@ -11,9 +11,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -150,6 +152,14 @@ static void fake_execute(tz_io *io, tz_io_op *op)
     case TZ_IO_FALLOCATE:
         op->engine.result = fallocate(op->fd, (int)op->arg, (off_t)op->offset, (off_t)op->length) < 0 ? -errno : 0;
         break;
+    case TZ_IO_BLKZERO:
+    case TZ_IO_BLKTRIM: {
+        uint64_t range[2] = {op->offset, op->length};
+
+        op->engine.result =
+            ioctl(op->fd, op->opcode == TZ_IO_BLKZERO ? BLKZEROOUT : BLKDISCARD, range) < 0 ? -errno : 0;
+        break;
+    }
     case TZ_IO_POLL: {
         struct pollfd p = {.fd = op->fd, .events = (short)op->arg};
 

@@ -3,6 +3,7 @@
  * Volumes one request at a time: what is read back, what is refused, what a file system that lacks a method gets.
  */
 #include <linux/falloc.h>
+#include <linux/loop.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 
@@ -373,6 +374,60 @@ static void what_cannot_be_a_volume(void)
     tz_io_destroy(rig.io);
 }
 
+/* ---- block devices: only root can make one ---- */
+
+static int attach(char *device, size_t room)
+{
+    struct loop_config config = {.fd = (uint32_t)open(rig.path, O_RDWR), .info.lo_flags = LO_FLAGS_AUTOCLEAR};
+    int control = open("/dev/loop-control", O_RDWR), fd = -1;
+
+    CHECK(control >= 0);
+    for (int attempt = 0; attempt < 100 && fd < 0; attempt++) { /* others may take the free one first */
+        snprintf(device, room, "/dev/loop%d", ioctl(control, LOOP_CTL_GET_FREE));
+        fd = open(device, O_RDWR);
+        if (fd >= 0 && ioctl(fd, LOOP_CONFIGURE, &config) < 0) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    CHECK(fd >= 0);
+    close((int)config.fd);
+    close(control);
+    return fd; /* the device goes when it is closed last */
+}
+
+static void a_block_device(void)
+{
+    char device[32], *buffer = aligned_alloc(4096, SIZE);
+    tz_volume_config config = {.path = device, .lock = true};
+    tz_volume *second;
+    int loop;
+
+    setup_file();
+    loop = attach(device, sizeof(device));
+    CHECK_EQ(tz_volume_open(&rig.volume, rig.io, &config), 0);
+    CHECK(rig.volume->file.block_device && rig.volume->file.size == SIZE);
+    CHECK_EQ(tz_volume_open(&second, rig.io, &config), -EBUSY);
+    for (uint32_t i = 0; i < 8; i++) {
+        uint64_t offset = i * 30000 + (i % 2 ? 11 : 0), length = i % 3 ? 25001 : 16384;
+
+        memset(rig.model + offset, 0, length);
+        CHECK_EQ(run_kind(TZ_REQUEST_ZERO, i % 4 < 2 ? TZ_REQUEST_NO_HOLE | TZ_REQUEST_FUA : 0, offset, length, NULL),
+                 0);
+        memset(buffer, 7, 5000);
+        memset(rig.model + offset, 7, 5000);
+        CHECK_EQ(run_kind(TZ_REQUEST_WRITE, 0, offset, 5000, buffer), 0);
+    }
+    CHECK_EQ(run_kind(TZ_REQUEST_TRIM, TZ_REQUEST_FUA, 8192, 8192, NULL), 0);
+    CHECK_EQ(run_kind(TZ_REQUEST_READ, 0, 0, SIZE, buffer), 0);
+    CHECK(memcmp(buffer, rig.model, 8192) == 0 && memcmp(buffer + 16384, rig.model + 16384, SIZE - 16384) == 0);
+    tz_volume_close(rig.volume);
+    close(loop);
+    tz_io_destroy(rig.io);
+    unlink(rig.path);
+    free(buffer);
+}
+
 int main(void)
 {
     RUN(direct_reads_and_writes);
@@ -389,5 +444,9 @@ int main(void)
     RUN(who_uses_it_with_qemu_is_noticed);
     RUN(read_only_volumes_refuse_updates);
     RUN(what_cannot_be_a_volume);
+    if (geteuid() == 0)
+        RUN(a_block_device);
+    else
+        printf("not root: a_block_device was not run\n");
     return 0;
 }

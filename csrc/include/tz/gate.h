@@ -10,7 +10,8 @@
  * until the order to open.
  *
  * Errors   -ETIMEDOUT the deadline passed, everything is open again; -EBUSY the gate is closed for
- *          another suspension, or TZ_GATE_SESSIONS are installed; at prepare -EINVAL (sizes), -ENOMEM, and -ENOSPC when the
+ *          another suspension, or 64 sessions are installed; -ECANCELED a session of the suspension had its T0 before, or
+ *          was ended; at prepare -EINVAL (sizes), -ENOMEM, and -ENOSPC when the
  *          caps hold no slot, or the file tier's disk cannot hold its cap.
  * Memory   a session allocates, touches and locks all it needs at prepare; end frees it once the last
  *          before-image read has completed.
