@@ -71,13 +71,20 @@ def wait_ready(process: subprocess.Popen[str]) -> bool:
 
 @pytest.fixture
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """serve(volumes: {name: path}, env={...}, **opts) -> Served. Ended with the test, by its process id."""
+    """serve(volumes: {name: path}, env={...}, at=served, **opts) -> Served. Ended with the test, by its process id.
+
+    at: use the sockets of a server that is gone. opts: see serve_command.
+    """
     running: list[Served] = []
 
     def start(
-        volumes: Mapping[str, os.PathLike[str] | str], *, env: Mapping[str, str] | None = None, **opts: object
+        volumes: Mapping[str, os.PathLike[str] | str],
+        *,
+        env: Mapping[str, str] | None = None,
+        at: Served | None = None,
+        **opts: object,
     ) -> Served:
-        directory = tmp_path_factory.mktemp("serve")
+        directory = at.log.parent if at else tmp_path_factory.mktemp("serve")
         nbd_socket, control, log = str(directory / "nbd.sock"), str(directory / "control.sock"), directory / "stderr"
         with log.open("w") as stderr:
             process = subprocess.Popen(
