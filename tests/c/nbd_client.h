@@ -37,6 +37,15 @@ enum {
     FAST_ZERO = 16
 };
 
+/* Is this engine to be had in this build, on this kernel? Says so when it is not. */
+static inline bool engine_here(tz_io_kind kind)
+{
+    bool here = kind == TZ_IO_THREADS || tz_io_probe_uring(NULL) == 0;
+
+    printf(here ? "engine %s\n" : "no engine %s here\n", kind == TZ_IO_URING ? "uring" : "threads");
+    return here;
+}
+
 /* ---- the server's side ---- */
 
 typedef struct served {
