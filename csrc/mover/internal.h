@@ -192,6 +192,7 @@ struct tz_mover {
     uint32_t count;
     tz_worker *workers; /* config.workers of them */
     bool started;
+    _Atomic uint32_t running; /* transfers that have their area and have not ended */
     tz_pace pace;
 
     pthread_mutex_t lock;

@@ -146,6 +146,8 @@ static void record_end(tz_transfer *transfer, int error)
         transfer->error_offset = transfer->size;
     }
     pthread_mutex_unlock(&transfer->lock);
+    if (atomic_load(&transfer->started_ns))
+        atomic_fetch_sub(&mover->running, 1);
     atomic_store(&transfer->ended_ns, tz_mover_now());
     pthread_mutex_lock(&mover->lock);
     atomic_store(&transfer->ended, true);

@@ -72,7 +72,8 @@ static void *next_chunk(tz_worker *worker, tz_transfer *transfer, uint64_t *numb
     if (atomic_load_explicit(&transfer->started_ns, memory_order_relaxed) == 0) {
         uint64_t never = 0;
 
-        atomic_compare_exchange_strong(&transfer->started_ns, &never, tz_mover_now());
+        if (atomic_compare_exchange_strong(&transfer->started_ns, &never, tz_mover_now()))
+            atomic_fetch_add(&mover->running, 1);
     }
     wait = tz_pace_admit(&mover->pace, mover->config.chunk_size);
     if (wait) {
@@ -88,8 +89,21 @@ static void *next_chunk(tz_worker *worker, tz_transfer *transfer, uint64_t *numb
     return NULL;
 }
 
+/* One place is left for each other transfer that runs: a slow or stuck end of one holds up nobody else. */
+static bool has_share(const tz_worker *worker, const tz_transfer *transfer, uint32_t depth)
+{
+    uint32_t running = atomic_load_explicit(&worker->mover->running, memory_order_relaxed);
+    uint32_t others = running > 1 ? running - 1 : 0, mine = 0;
+
+    if (worker->in_flight >= depth)
+        return false;
+    for (uint32_t i = 0; i < worker->mover->config.depth && others > 0; i++)
+        mine += worker->chunks[i].state != TZ_CHUNK_FREE && worker->chunks[i].transfer == transfer;
+    return mine < (depth > others ? depth - others : 1);
+}
+
 /* Looks after one transfer: its end, its beginning, its next chunk. True when a chunk was started. */
-static bool serve(tz_worker *worker, tz_transfer *transfer, bool room)
+static bool serve(tz_worker *worker, tz_transfer *transfer, uint32_t depth)
 {
     uint64_t number;
     void *frame;
@@ -101,7 +115,7 @@ static bool serve(tz_worker *worker, tz_transfer *transfer, bool room)
         tz_transfer_settle(transfer);
         return false;
     }
-    if (!room || !tz_transfer_enter(transfer))
+    if (!has_share(worker, transfer, depth) || !tz_transfer_enter(transfer))
         return false;
     frame = next_chunk(worker, transfer, &number);
     if (!frame) {
@@ -124,7 +138,7 @@ static bool pump(tz_worker *worker)
     while (idle < mover->count && started < TZ_PUMP_BATCH) {
         tz_transfer *transfer = mover->transfers[worker->turn++ % mover->count];
 
-        if (serve(worker, transfer, worker->in_flight < depth)) {
+        if (serve(worker, transfer, depth)) {
             started++;
             idle = 0;
         } else {
