@@ -163,7 +163,7 @@ def test_damage_is_named_and_nothing_is_restored(place: Path, pattern: str, code
     verified = timezero("verify", "--repo", place / "repo", "latest")
     assert verified.code == code
     if code == 6:
-        assert ("a.img" if victim.suffix == ".pack" and how == "altered" else victim.name) in verified.err
+        assert (".img: damaged" if victim.suffix == ".pack" and how == "altered" else victim.name) in verified.err
     assert snapshot(place) == before
 
 
