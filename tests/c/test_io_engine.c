@@ -509,6 +509,40 @@ static void test_message_that_posts(tz_io_kind kind)
     tz_io_destroy(io);
 }
 
+static void *post_one(void *argument)
+{
+    echo *e = argument;
+
+    usleep(2000);
+    tz_io_post(e->io, &e->message);
+    return NULL;
+}
+
+/* A wake-up wakes once: afterwards the engine sleeps as long as it was told. */
+static void test_wake_once(tz_io_kind kind)
+{
+    tz_io *io = make_io(kind, 0, 0);
+    echo e = {.message.run = echo_run, .io = io};
+    pthread_t thread;
+    int64_t began = 0, took = 0;
+
+    for (int i = 0; i < 3; i++) {
+        e.left = 0;
+        e.timer.calls = 0;
+        CHECK_EQ(pthread_create(&thread, NULL, post_one, &e), 0);
+        while (!e.timer.calls)
+            CHECK(tz_io_run(io, -1) >= 0);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+    }
+    for (int i = 0; i < 3; i++) {
+        began = now_ns();
+        CHECK_EQ(tz_io_run(io, 5 * MS), 0);
+        took = now_ns() - began;
+    }
+    CHECK(took >= 4 * MS);
+    tz_io_destroy(io);
+}
+
 /* create on one thread, run on another, destroy on the first again. */
 static void *own(void *argument)
 {
@@ -597,6 +631,7 @@ int main(void)
     RUN_BOTH(test_cancel_races);
     RUN_BOTH(test_posts);
     RUN_BOTH(test_message_that_posts);
+    RUN_BOTH(test_wake_once);
     RUN_BOTH(test_owner_thread);
     RUN_BOTH(test_busy_poll);
     return 0;
