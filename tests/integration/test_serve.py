@@ -149,7 +149,8 @@ def test_a_disk_and_its_partition_overlap(tmp_path, loop):
     disk = tmp_path / "disk"
     entry = struct.pack("<B3xB3xII", 0, 0x83, 2048, 4096)  # of a DOS partition table: first sector, sectors
     disk.write_bytes((bytes(446) + entry).ljust(510, b"\0") + b"\x55\xaa" + bytes(8 * MIB - 512))
-    device = loop(disk, "--partscan")
+    device = loop(disk)
+    subprocess.run(["partx", "--add", device], timeout=TIMEOUT, check=True)
     number = Path(f"/sys/class/block/{device.name}p1/dev").read_text()
     part = tmp_path / "part"  # without udev the kernel knows the partition, and /dev does not
     os.mknod(part, stat.S_IFBLK | 0o600, os.makedev(*map(int, number.split(":"))))
