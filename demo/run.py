@@ -58,14 +58,14 @@ class Demo:
         """Runs a command, keeps its line for the end, returns its JSON document."""
         words = [str(a) for a in arguments]
         self.commands.append(" ".join(["timezero", *words]))
-        done = subprocess.run([TIMEZERO, *words, "--json"], stdout=subprocess.PIPE, text=True, timeout=150)
+        done = subprocess.run([TIMEZERO, *words, "--json"], capture_output=True, text=True, timeout=150)
         if done.returncode:
-            raise SystemExit(f"demo: {self.commands[-1]}: exit code {done.returncode}")
+            raise SystemExit(f"demo: {self.commands[-1]}: exit code {done.returncode}\n{done.stderr}")
         return json.loads(done.stdout)
 
     def serve(self, stack: ExitStack) -> None:
         words = ["serve", "--volume", f"files={self.image('files')}", "--volume", f"blocks={self.image('blocks')}",
-                 "--nbd", f"nbd+unix:///?socket={self.nbd}", "--control", str(self.control)]  # fmt: skip
+                 "--nbd", f"nbd+unix:///?socket={self.nbd}", "--control", str(self.control), "--quiet"]  # fmt: skip
         self.commands.append(" ".join(["timezero", *words, "&"]))
         server = subprocess.Popen([TIMEZERO, *words], stdout=subprocess.PIPE, text=True)
         stack.callback(self.end, server)
