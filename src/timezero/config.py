@@ -175,7 +175,8 @@ def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
     _known(serve, "serve.", "nbd", "control", "allow_remote", "reactors", "engine", "poll_us", "quiet")
     _known(sidefile, "sidefile.", "memory", "path", "file", "track")
     _known(limits, "limits.", "sessions", "memory", "file", "connections")
-    values = _typed(serve, "serve.", control=str, allow_remote=bool, reactors=int, engine=str, poll_us=int, quiet=bool, nbd=list)
+    kinds = {"control": str, "allow_remote": bool, "reactors": int, "engine": str, "poll_us": int, "quiet": bool}
+    values = _typed(serve, "serve.", nbd=list, **kinds)
     if "nbd" in values:
         if not all(isinstance(uri, str) for uri in values["nbd"]):
             raise UsageError("serve.nbd: must be a list of strings")

@@ -47,7 +47,7 @@ def nbd_size(uri):
     return json.loads(done.stdout)["exports"][0]["export-size"]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("engine", ["uring", "threads"])
 def test_ready_then_a_clean_end(serve, image, sign, engine):
     server = serve({"disk": image}, engine=engine)
@@ -150,7 +150,7 @@ def test_a_disk_and_its_partition_overlap(tmp_path, loop):
     entry = struct.pack("<B3xB3xII", 0, 0x83, 2048, 4096)  # of a DOS partition table: first sector, sectors
     disk.write_bytes((bytes(446) + entry).ljust(510, b"\0") + b"\x55\xaa" + bytes(8 * MIB - 512))
     device = loop(disk)
-    subprocess.run(["partx", "--add", device], timeout=TIMEOUT, check=True)
+    subprocess.run(["partx", "--update", device], timeout=TIMEOUT, check=True)
     number = Path(f"/sys/class/block/{device.name}p1/dev").read_text()
     part = tmp_path / "part"  # without udev the kernel knows the partition, and /dev does not
     os.mknod(part, stat.S_IFBLK | 0o600, os.makedev(*map(int, number.split(":"))))
@@ -252,6 +252,25 @@ def test_systemd_is_told(serve, image, tmp_path):
         assert notified.recv(100) == b"READY=1"
         server.stop()
         assert notified.recv(100) == b"STOPPING=1"
+
+
+def test_a_log_that_nobody_reads_is_no_reason_to_end(image, tmp_path):
+    command = [sys.executable, "-m", "timezero", "serve", "--volume", f"disk={image}", *sockets(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "ready\n"
+        server.stderr.close()
+        server.stdout.close()
+        for _ in range(2):
+            with session.prepare(f"{tmp_path}/c.sock", ["disk"]) as group:
+                group.suspend()
+                group.end()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(TIMEOUT) == 0
+        assert list(tmp_path.iterdir()) == [image]
+    finally:
+        server.kill()
+        server.wait(TIMEOUT)
 
 
 def test_what_was_acknowledged_before_the_end_is_in_the_file(serve, image):

@@ -15,7 +15,8 @@ class SuspensionTimes(TypedDict):
 class Reactor:
     """A thread with an I/O engine of its own that runs volumes and their NBD connections.
 
-    engine: "auto", "uring" or "threads". Raises OSError when the engine cannot be made.
+    engine: "auto", "uring" or "threads". poll_us: look this long (microseconds) for work before sleeping. Raises
+    OSError when the engine cannot be made.
     """
 
     def __init__(self, engine: str = "auto", *, poll_us: int = 0) -> None: ...
@@ -23,7 +24,7 @@ class Reactor:
     def engine(self) -> str:
         """The engine in use, "uring" or "threads"."""
     def close(self) -> None:
-        """End the thread. Its volumes must be closed. Safe to repeat."""
+        """End the thread. Raises RuntimeError while it has volumes. Safe to repeat."""
 
 class Volume:
     """A file or block device served by a reactor, opened and locked exclusively.
@@ -32,7 +33,13 @@ class Volume:
     """
 
     def __init__(
-        self, reactor: Reactor, path: str, *, read_only: bool = False, buffered: bool = False, lock: bool = True,
+        self,
+        reactor: Reactor,
+        path: str,
+        *,
+        read_only: bool = False,
+        buffered: bool = False,
+        lock: bool = True,
         faults: int = 0,
     ) -> None: ...
     @property
@@ -53,7 +60,13 @@ class Volume:
     def transmission_flags(self) -> int:
         """NBD transmission flags to announce."""
     def adopt(
-        self, fd: int, *, structured: bool, base_allocation_id: int | None = None, max_requests: int = 0, max_bytes: int = 0,
+        self,
+        fd: int,
+        *,
+        structured: bool,
+        base_allocation_id: int | None = None,
+        max_requests: int = 0,
+        max_bytes: int = 0,
     ) -> None:
         """Serve a negotiated NBD connection. The descriptor is taken over on success."""
     def disconnect_all(self, timeout: float) -> bool:
@@ -61,17 +74,32 @@ class Volume:
     def stats(self) -> dict[str, int]:
         """Fields of tz_volume_stats and tz_nbd_stats."""
     def close(self) -> None:
-        """Disconnect, close, unlock. Sessions must have ended. Safe to repeat."""
+        """Disconnect, close, unlock. Safe to repeat.
+
+        Raises RuntimeError while it has sessions that were not closed, OSError when an issued request does not
+        complete; then it is open as before, but for its connections.
+        """
 
 class Session:
     """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
 
-    track_size, memory_bytes, file_bytes: bytes. file_fd: the file tier, taken over on success.
+    track_size: bytes. memory_bytes: cap of all memory it takes, tables included. file_bytes: cap of the file tier.
+    file_fd: the file tier, taken over on success. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the
+    file tier's disk cannot hold its cap), ENOMEM.
     """
 
     def __init__(
-        self, volume: Volume, *, track_size: int, memory_bytes: int, file_fd: int = -1, file_bytes: int = 0,
-        low_percent: int = 0, high_percent: int = 0, max_delay_us: int = 0, faults: int = 0,
+        self,
+        volume: Volume,
+        *,
+        track_size: int,
+        memory_bytes: int,
+        file_fd: int = -1,
+        file_bytes: int = 0,
+        low_percent: int = 0,
+        high_percent: int = 0,
+        max_delay_us: int = 0,
+        faults: int = 0,
     ) -> None: ...
     @property
     def volume(self) -> Volume: ...
@@ -81,14 +109,28 @@ class Session:
         The descriptors stay the session's; send or duplicate them.
         """
     def report(self) -> dict[str, int | str]:
-        """Fields of tz_session_report; state and puncture as lower-case words."""
+        """Fields of tz_session_report.
+
+        state: "prepared", "active", "punctured", "ended". puncture: "none", "cap", "read", "sidefile", "protocol",
+        "mover", "gate".
+        """
     def end(self, *, cancel: bool = False) -> dict[str, int | str]:
-        """Take the session out of its gate; the final report. state "ended" means intact. Safe to repeat."""
+        """Take the session out of its gate; the final report. state "ended" means intact. Safe to repeat.
+
+        Raises RuntimeError while it takes part in a suspension.
+        """
     def close(self) -> None:
-        """End when needed (as cancelled), free memory and descriptors. Safe to repeat."""
+        """End when needed (as cancelled), free memory and descriptors. Safe to repeat.
+
+        Raises RuntimeError while it takes part in a suspension.
+        """
 
 class Suspension:
-    """A group's passage from close to open. Raises TimeoutError when the deadline passed: everything is open again."""
+    """A group's passage from close to open. Deadlines are microseconds.
+
+    Every step raises TimeoutError when the deadline passed, BlockingIOError when a gate is closed for another
+    suspension, OSError(EINVAL) when a session had its T0: whatever fails, every gate is open again.
+    """
 
     def __init__(self, sessions: Sequence[Session]) -> None: ...
     def run(self, deadline_us: int) -> SuspensionTimes:

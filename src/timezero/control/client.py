@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -117,8 +118,7 @@ class Client:
 def _connect(path: str, timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
-        sock.connect(path)
+        _connect_within(sock, path, timeout)
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         raise TimezeroError(
@@ -131,6 +131,19 @@ def _connect(path: str, timeout: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _connect_within(sock: socket.socket, path: str, timeout: float) -> None:
+    """A full backlog answers at once (EAGAIN) instead of making a socket with a timeout wait."""
+    sock.settimeout(timeout)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _refused(reply: dict[str, Any]) -> ControlError:

@@ -13,7 +13,7 @@ from timezero.config import Limits, check_track
 from timezero.control.server import Answer, RequestError
 from timezero.control.wire import DESCRIPTORS_MAX, VERSION
 from timezero.errors import UsageError
-from timezero.subsystem.sessions import HANDLES, Group, Registry
+from timezero.subsystem.sessions import HANDLES, Group, Registry, Turn
 from timezero.subsystem.volumes import Volumes
 
 VOLUMES_MAX = DESCRIPTORS_MAX // len(HANDLES)  # of one session: their descriptors travel in one message
@@ -35,7 +35,7 @@ class Commands:
         self._limits = limits
         self._status = status
         self._groups: dict[str, Group] = {}
-        self._suspension: tuple[Group, Suspension] | None = None
+        self._suspension: tuple[Group, Suspension, Turn] | None = None
         self._operations: dict[str, Callable[[Request], Answer]] = {
             "hello": self._hello,
             "status": lambda request: Answer(self._status()),
@@ -96,29 +96,31 @@ class Commands:
     def _suspend(self, request: Request) -> Answer:
         group = self._group(request)
         deadline = _number(request, "deadline_us", 1, DEADLINE_MAX_US)
-        self._registry.claim_suspension()
+        turn = self._registry.claim_suspension(deadline)
         try:
             times = self._step(lambda: self._new_suspension(group).run(deadline))
         finally:
-            self._registry.release_suspension()
+            self._registry.release_suspension(turn)
         self._registry.told_suspension(group, times)
         return Answer({"times": times})
 
     def _close_gates(self, request: Request) -> Answer:
         group = self._group(request)
         deadline = _number(request, "deadline_us", 1, DEADLINE_MAX_US)
-        self._registry.claim_suspension()
+        if self._suspension is not None:
+            raise RequestError("bad-request", f"session {self._suspension[0].name}: its gates are closed already")
+        turn = self._registry.claim_suspension(deadline)
         try:
             suspension = self._new_suspension(group)
             self._step(lambda: suspension.close_gates(deadline))
         except BaseException:
-            self._registry.release_suspension()
+            self._registry.release_suspension(turn)
             raise
-        self._suspension = group, suspension
+        self._suspension = group, suspension, turn
         return Answer({})
 
     def _install(self, request: Request) -> Answer:
-        _, suspension = self._suspended(request)
+        _, suspension, _ = self._suspended(request)
         try:
             self._step(suspension.install)
         except BaseException:
@@ -127,14 +129,14 @@ class Commands:
         return Answer({})
 
     def _open_gates(self, request: Request) -> Answer:
-        group, suspension = self._suspended(request)
+        group, suspension, turn = self._suspended(request)
         try:
             times = self._step(suspension.open_gates)
         except BaseException:
             self._drop_suspension()
             raise
         self._suspension = None
-        self._registry.release_suspension()
+        self._registry.release_suspension(turn)
         self._registry.told_suspension(group, times)
         return Answer({"times": times})
 
@@ -176,13 +178,13 @@ class Commands:
 
     def _drop_suspension(self) -> None:
         if self._suspension is not None:
-            (_, suspension), self._suspension = self._suspension, None
+            (_, suspension, turn), self._suspension = self._suspension, None
             try:
                 suspension.abort()
             finally:
-                self._registry.release_suspension()
+                self._registry.release_suspension(turn)
 
-    def _suspended(self, request: Request) -> tuple[Group, Suspension]:
+    def _suspended(self, request: Request) -> tuple[Group, Suspension, Turn]:
         group = self._group(request)
         if self._suspension is None or self._suspension[0] is not group:
             raise RequestError("bad-request", f"session {group.name}: its gates are not closed")

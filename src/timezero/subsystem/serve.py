@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, c
 from timezero.errors import TimezeroError, UsageError
 
 _T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
-_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,17 +113,19 @@ def _serve(config: ServeConfig) -> int:
 
     log = _silent if config.quiet else _log
     subsystem = Subsystem(config, log)
-    for endpoint in subsystem.nbd:
-        log(f"serving {', '.join(config.volumes)} on {endpoint}")
-    log(f"control socket {subsystem.control}")
-    print("ready", flush=True)
-    _notify("READY=1")
-    while signal.sigtimedwait(_SIGNALS, 1.0) is None:
-        subsystem.tick()
-    _notify("STOPPING=1")
-    if not subsystem.stop():
-        _log(f"requests did not complete within {STOP_TIMEOUT:g} s; giving up on them")
-        os._exit(TimezeroError.exit_code)  # their memory is still the kernel's to write: nothing may be freed
+    try:
+        for endpoint in subsystem.nbd:
+            log(f"serving {', '.join(config.volumes)} on {endpoint}")
+        log(f"control socket {subsystem.control}")
+        print("ready", flush=True)
+        _notify("READY=1")
+        while signal.sigtimedwait(_SIGNALS, 1.0) is None:
+            subsystem.tick()
+        _notify("STOPPING=1")
+    finally:
+        if not subsystem.stop():
+            _log(f"requests did not complete within {STOP_TIMEOUT:g} s; giving up on them")
+            os._exit(TimezeroError.exit_code)  # their memory is still the kernel's to write: nothing may be freed
     return 0
 
 
@@ -140,7 +143,8 @@ def _notify(state: str) -> None:
 
 
 def _log(line: str) -> None:
-    print(f"timezero serve: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read our stderr has gone: no reason to stop serving
+        print(f"timezero serve: {line}", file=sys.stderr, flush=True)
 
 
 def _silent(line: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
 
 Report = dict[str, Any]
 
+_TURN_GRACE = 0.5  # seconds for gates whose deadline passed to have opened
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -32,6 +35,13 @@ class Wish:
     track_size: int
     memory_bytes: int
     file_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """To be the one suspension, until an instant of the monotonic clock."""
+
+    until: float  # seconds
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Registry:
         self._log = log
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
-        self._suspension = threading.Lock()
+        self._suspension: Turn | None = None
 
     # ---- looking ----
 
@@ -178,13 +188,22 @@ class Registry:
 
     # ---- suspension ----
 
-    def claim_suspension(self) -> None:
-        """Begin to be the one suspension of this subsystem. Raises RequestError."""
-        if not self._suspension.acquire(blocking=False):
-            raise RequestError("busy", "another suspension is under way; try again")
+    def claim_suspension(self, deadline_us: int) -> Turn:
+        """Begin to be the one suspension of this subsystem. Raises RequestError.
 
-    def release_suspension(self) -> None:
-        self._suspension.release()
+        A turn ends by itself when its deadline has passed: its gates have opened then, whatever its owner does.
+        """
+        turn = Turn(time.monotonic() + deadline_us / 1e6 + _TURN_GRACE)
+        with self._lock:
+            if self._suspension is not None and time.monotonic() < self._suspension.until:
+                raise RequestError("busy", "another suspension is under way; try again")
+            self._suspension = turn
+        return turn
+
+    def release_suspension(self, turn: Turn) -> None:
+        with self._lock:
+            if self._suspension is turn:
+                self._suspension = None
 
     def told_suspension(self, group: Group, times: dict[str, int]) -> None:
         group.suspended = True
