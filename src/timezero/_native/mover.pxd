@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport uint32_t, uint64_t
 
-from timezero._native.mover_c cimport tz_bufspace, tz_mover
+from timezero._native.bufspace cimport tz_bufspace
+from timezero._native.mover_c cimport tz_mover
 
 
 cdef class BufferSpace:

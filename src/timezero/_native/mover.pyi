@@ -12,7 +12,9 @@ INDEX_ENTRY_BYTES: int  # 48
 class BufferSpace:
     """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096)."""
 
-    def __init__(self, frame_size: int, frames: int, *, minimum: int = 2, huge: bool = True, lock: bool = False) -> None: ...
+    def __init__(
+        self, frame_size: int, frames: int, *, minimum: int = 2, huge: bool = True, lock: bool = False
+    ) -> None: ...
     def stats(self) -> dict[str, int | bool]: ...
     def close(self) -> None: ...
 
@@ -23,8 +25,15 @@ class Mover:
     """
 
     def __init__(
-        self, space: BufferSpace, *, engine: str = "auto", workers: int = 0, depth: int = 0, rate: int = 0,
-        opportunistic: bool = False, faults: int = 0,
+        self,
+        space: BufferSpace,
+        *,
+        engine: str = "auto",
+        workers: int = 0,
+        depth: int = 0,
+        rate: int = 0,
+        opportunistic: bool = False,
+        faults: int = 0,
     ) -> None: ...
     @property
     def engine(self) -> str: ...

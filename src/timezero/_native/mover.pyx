@@ -11,6 +11,15 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
+from timezero._native.bufspace cimport (
+    TZ_BUFSPACE_HUGE,
+    TZ_BUFSPACE_LOCK,
+    tz_bufspace_create,
+    tz_bufspace_destroy,
+    tz_bufspace_stats,
+    tz_bufspace_stats_get,
+)
+from timezero._native.io cimport TZ_IO_AUTO, TZ_IO_THREADS, TZ_IO_URING
 from timezero._native.mover_c cimport *
 from timezero._native.mover_ends cimport Sink as SinkType, Source as SourceType
 

@@ -1,42 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data mover's C interface, as csrc/include/tz/{bufspace,file,io,mover}.h declare it."""
+"""The data mover's C interface, as csrc/include/tz/mover.h declares it, and the translator of its errors."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-cdef extern from "tz/bufspace.h" nogil:
-    ctypedef struct tz_bufspace:
-        pass
-    enum:
-        TZ_BUFSPACE_HUGE
-        TZ_BUFSPACE_LOCK
-    ctypedef struct tz_bufspace_stats:
-        uint64_t frame_size
-        uint32_t frames
-        uint32_t frames_taken
-        uint32_t frames_peak
-        uint32_t areas
-        uint32_t areas_waiting
-        uint32_t areas_total
-        bint huge
-        bint locked
-    int tz_bufspace_create(tz_bufspace **out, size_t frame_size, uint32_t frames, uint32_t minimum, unsigned flags)
-    void tz_bufspace_destroy(tz_bufspace *space)
-    void tz_bufspace_stats_get(tz_bufspace *space, tz_bufspace_stats *out)
-
-cdef extern from "tz/file.h" nogil:
-    enum:
-        TZ_FILE_WRITE
-        TZ_FILE_BUFFERED
-    ctypedef struct tz_file:
-        uint64_t size
-    int tz_file_open(tz_file *out, const char *path, unsigned flags)
-    void tz_file_close(tz_file *file)
-
-cdef extern from "tz/io.h" nogil:
-    ctypedef enum tz_io_kind:
-        TZ_IO_AUTO
-        TZ_IO_URING
-        TZ_IO_THREADS
+from timezero._native.bufspace cimport tz_bufspace
+from timezero._native.io cimport tz_file, tz_io_kind
 
 cdef extern from "tz/common.h" nogil:
     const uint64_t TZ_CHUNK_DEFAULT

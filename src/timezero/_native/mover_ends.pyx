@@ -12,6 +12,7 @@ from array import array
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from timezero._native.io cimport TZ_FILE_BUFFERED, TZ_FILE_WRITE, tz_file, tz_file_close, tz_file_open
 from timezero._native.mover_c cimport *
 
 
