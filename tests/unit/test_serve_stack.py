@@ -7,7 +7,7 @@ import pytest
 
 from timezero.config import VolumeConfig
 from timezero.errors import UsageError
-from timezero.subsystem import stack
+from timezero._linux import stack
 from timezero.subsystem.sidefile import check_directory
 from timezero.subsystem.volumes import check_overlaps
 

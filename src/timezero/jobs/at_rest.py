@@ -15,8 +15,9 @@ import os
 import signal
 import stat
 
+from timezero._linux.stack import identity_of
 from timezero.errors import TimezeroError
-from timezero.jobs import devices, stacking
+from timezero.jobs import devices
 
 
 class AtRest:
@@ -30,7 +31,7 @@ class AtRest:
         self.fd = self._open()
         try:
             status = os.fstat(self.fd)
-            self.identity = stacking.identity(status)
+            self.identity = identity_of(status)
             self._is_device = stat.S_ISBLK(status.st_mode)
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
             if not self._is_device:

@@ -19,9 +19,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from timezero._linux.stack import Identity
 from timezero._version import __version__
 from timezero.errors import PartialError, TimezeroError, UsageError
-from timezero.jobs import moving, options, stacking, targets
+from timezero.jobs import moving, options, targets
 from timezero.jobs.at_rest import AtRest
 from timezero.jobs.datasets import Designated, designate_all
 from timezero.jobs.moving import Moving, Transfer
@@ -132,7 +133,7 @@ class _Backup:
         self._repository = Repository.open_or_create(path, chunk_size=chunk_size, track_size=session.track_size)
 
     def _open_sources(self, fuzzy: bool) -> None:
-        seen: dict[stacking.Identity, str] = {}
+        seen: dict[Identity, str] = {}
         for dataset in self._designated:
             if dataset.path is None:
                 continue
@@ -145,7 +146,7 @@ class _Backup:
         if volumes:
             self.served = self._stack.enter_context(Served(volumes, self._session))
 
-    def _identities(self) -> list[tuple[str, str, stacking.Identity]]:
+    def _identities(self) -> list[tuple[str, str, Identity]]:
         found = [(name, os.path.abspath(source.path), source.identity) for name, source in self.at_rest.items()]
         return found + (self.served.identities() if self.served else [])
 

@@ -13,8 +13,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError, UsageError, VerificationError
-from timezero.jobs import moving, stacking, targets
+from timezero.jobs import moving, targets
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.targets import Target
@@ -94,8 +95,8 @@ def _remove_if_empty(directory: str) -> None:
         os.rmdir(directory)
 
 
-def _sources(repository: str) -> list[tuple[str, str, stacking.Identity]]:
-    return [("repository", repository, stacking.identity(os.stat(repository)))]
+def _sources(repository: str) -> list[tuple[str, str, Identity]]:
+    return [("repository", repository, identity_of(os.stat(repository)))]
 
 
 class _Restore:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError
-from timezero.jobs import stacking
 from timezero.jobs.options import SessionOptions
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class Served:
 
         return Source.session(self._parts[volume].handles)
 
-    def identities(self) -> list[tuple[str, str, stacking.Identity]]:
+    def identities(self) -> list[tuple[str, str, Identity]]:
         """(name, path, identity) of every volume, as far as its path can be looked at from here."""
         found = []
         for name, path in self.paths.items():
             try:
-                found.append((name, path, stacking.identity(os.stat(path))))
+                found.append((name, path, identity_of(os.stat(path))))
             except OSError:
                 continue
         return found

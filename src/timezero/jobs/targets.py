@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from timezero._linux.stack import Identity, identity_of, standing_on
 from timezero.errors import TimezeroError, UsageError
-from timezero.jobs import devices, stacking
+from timezero.jobs import devices
 from timezero.repository import durable, names
 from timezero.units import MIB, format_size
 
@@ -169,24 +170,27 @@ class StreamTarget(Target):
         return Sink.stream(1)
 
 
-def check_apart(path: str, what: str, sources: Iterable[tuple[str, str, stacking.Identity]]) -> None:
+def check_apart(path: str, what: str, sources: Iterable[tuple[str, str, Identity]]) -> None:
     """Refuse a target or repository at `path` that is, or stands on, or lies under, what is read.
 
     sources: (name, path, identity). Raises UsageError.
     """
-    here = _nearest(path)
-    under_target = stacking.foundations(here)
-    try:
-        target = stacking.identity(os.stat(path))
-    except OSError:
-        target = None
+    under_target = _standing_on(_nearest(path))
+    target = identity_of(os.stat(path)) if os.path.exists(path) else None
     for name, source_path, source in sources:
         if source == target:
             raise UsageError(f"{path}: {what} is the same as the source {name}")
         if source in under_target:
             raise UsageError(f"{path}: {what} stands on the source {name}: choose another place")
-        if target is not None and target in stacking.foundations(source_path):
+        if target is not None and target in _standing_on(source_path):
             raise UsageError(f"{path}: the source {name} stands on {what}: choose another place")
+
+
+def _standing_on(path: str) -> set[Identity]:
+    try:
+        return standing_on(path)
+    except OSError:
+        return set()  # a volume of a subsystem that sees other files than we do: it checks its own
 
 
 def _nearest(path: str) -> str:

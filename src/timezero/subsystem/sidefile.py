@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from timezero._linux.stack import Identity, standing_on
 from timezero.errors import UsageError
-from timezero.subsystem.stack import Identity, standing_on
 
 
 def check_directory(directory: str, volumes: Mapping[str, Identity]) -> None:

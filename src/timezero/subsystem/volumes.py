@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from timezero._linux.stack import Identity, identity_of, standing_on
 from timezero._native.subsystem import Reactor, Volume
 from timezero.config import ServeConfig, VolumeConfig
 from timezero.errors import LockedError, UsageError
 from timezero.nbd.handshake import Export, Negotiated
-from timezero.subsystem.stack import Identity, identity_of, standing_on
 
 
 class Volumes:
