@@ -188,26 +188,36 @@ static void fake_complete(tz_io *io, uint32_t i)
     op->done(op, result);
 }
 
-/* One step of one op, drawn at random, or one message. */
-static void fake_step(tz_io *io)
+/* The next step of op i. */
+static void fake_step_at(tz_io *io, uint32_t i)
 {
-    tz_io_message *message = io->messages;
-    uint32_t i;
-
-    if (message) {
-        io->messages = message->next;
-        message->run(message);
-        return;
-    }
-    if (io->count == 0)
-        return;
-    i = (uint32_t)fake_random(&io->seed, io->count);
-    if (io->stall_one_in && fake_random(&io->seed, io->stall_one_in) == 0)
-        return;
     if (io->ops[i]->engine.state == FAKE_QUEUED)
         fake_execute(io, io->ops[i]);
     else
         fake_complete(io, i);
+}
+
+static bool fake_run_message(tz_io *io)
+{
+    tz_io_message *message = io->messages;
+
+    if (!message)
+        return false;
+    io->messages = message->next;
+    message->run(message);
+    return true;
+}
+
+/* One step of one op, drawn at random, or one message. */
+static inline void fake_step(tz_io *io)
+{
+    uint32_t i;
+
+    if (fake_run_message(io) || io->count == 0)
+        return;
+    i = (uint32_t)fake_random(&io->seed, io->count);
+    if (!io->stall_one_in || fake_random(&io->seed, io->stall_one_in) != 0)
+        fake_step_at(io, i);
 }
 
 static inline void fake_fire_deadlines(tz_io *io)
