@@ -11,35 +11,35 @@
 
 /* ---- one address ---- */
 
-static uint64_t rank_of(const tz_search *search, uint64_t address)
+/* The place that covers `address`, with how far into it the address is; NULL: none. `next`: the first key beyond. */
+static const tz_place *find(const tz_direction *direction, uint64_t address, uint64_t *skip, uint64_t *next)
 {
     int64_t query = tz_search_query(address);
     uint64_t rank;
 
-    tz_search_ranks(search, &query, &rank, 1);
-    return rank;
+    tz_search_ranks(&direction->search, &query, &rank, 1);
+    *next = rank < direction->count ? tz_direction_key(direction, rank) : UINT64_MAX;
+    if (rank == 0)
+        return NULL;
+    *skip = address - tz_direction_key(direction, rank - 1);
+    return *skip < direction->places[rank - 1].length ? &direction->places[rank - 1] : NULL;
 }
 
 bool tz_extents_lookup(const tz_extents *map, uint64_t logical, tz_extent *run)
 {
-    uint64_t rank = rank_of(&map->forward, logical);
+    uint64_t skip, next;
+    const tz_place *place = find(&map->forward, logical, &skip, &next);
 
-    if (rank && tz_covers(map->extents[rank - 1].logical, map->extents[rank - 1].length, logical)) {
-        const tz_extent *extent = &map->extents[rank - 1];
-        uint64_t skip = logical - extent->logical;
-
-        *run = (tz_extent){logical, extent->physical, extent->length - skip, extent->flags, 0};
-        if (!(extent->flags & TZ_EXTENT_ZERO))
-            run->physical += skip;
-        return true;
-    }
-    *run = (tz_extent){logical, TZ_EXTENT_NONE, UINT64_MAX - logical, TZ_EXTENT_ZERO, 0};
-    if (rank < map->count)
-        run->length = map->extents[rank].logical - logical;
-    return false;
+    if (!place)
+        *run = (tz_extent){logical, TZ_EXTENT_NONE, next - logical, TZ_EXTENT_ZERO, 0};
+    else if (place->to == TZ_EXTENT_NONE)
+        *run = (tz_extent){logical, TZ_EXTENT_NONE, place->length - skip, TZ_EXTENT_ZERO, 0};
+    else
+        *run = (tz_extent){logical, place->to + skip, place->length - skip, 0, 0};
+    return place;
 }
 
-/* What the walk through the interval tree does with an extent that covers the address. */
+/* What a look-up by physical address does with an extent that covers it. */
 struct visit {
     uint64_t physical;
     tz_extent *runs;
@@ -47,31 +47,29 @@ struct visit {
     uint64_t lowest; /* logical address */
 };
 
-static void visit_extent(struct visit *visit, const tz_reverse *extent)
+static void visit_place(struct visit *visit, const tz_place *place, uint64_t skip)
 {
-    uint64_t skip = visit->physical - extent->physical;
-
     if (visit->found < visit->room)
-        visit->runs[visit->found] = (tz_extent){extent->logical + skip, visit->physical, extent->length - skip, 0, 0};
+        visit->runs[visit->found] = (tz_extent){place->to + skip, visit->physical, place->length - skip, 0, 0};
     visit->found++;
-    visit->lowest = tz_min_u64(visit->lowest, extent->logical + skip);
+    visit->lowest = tz_min_u64(visit->lowest, place->to + skip);
 }
 
-/* All of table[0, count) that cover the address; O(log n) for each. */
-static void visit_covering(struct visit *visit, const tz_reverse *table, uint64_t count)
+/* All of the extents [low, high) that cover the address, through the interval tree: O(log n) for each. */
+static void visit_covering(struct visit *visit, const tz_extents *map, uint64_t low, uint64_t high)
 {
-    while (count) {
-        uint64_t middle = count / 2;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2, skip;
 
-        if (table[middle].reach <= visit->physical)
+        if (map->reach[middle] <= visit->physical)
             return;
-        visit_covering(visit, table, middle);
-        if (table[middle].physical > visit->physical)
+        visit_covering(visit, map, low, middle);
+        if (tz_direction_key(&map->backward, middle) > visit->physical)
             return;
-        if (tz_covers(table[middle].physical, table[middle].length, visit->physical))
-            visit_extent(visit, &table[middle]);
-        table += middle + 1;
-        count -= middle + 1;
+        skip = visit->physical - tz_direction_key(&map->backward, middle);
+        if (skip < map->backward.places[middle].length)
+            visit_place(visit, &map->backward.places[middle], skip);
+        low = middle + 1;
     }
 }
 
@@ -79,14 +77,15 @@ uint64_t tz_extents_reverse(const tz_extents *map, uint64_t physical, tz_extent 
 {
     struct visit visit = {.physical = physical, .runs = runs, .room = room, .lowest = TZ_EXTENT_NONE};
 
-    assert(map->reverse);
-    if (map->shared) {
-        visit_covering(&visit, map->reverse, map->reverse_count);
+    assert(map->backward.places);
+    if (map->reach) {
+        visit_covering(&visit, map, 0, map->backward.count);
     } else {
-        uint64_t rank = rank_of(&map->backward, physical);
+        uint64_t skip, next;
+        const tz_place *place = find(&map->backward, physical, &skip, &next);
 
-        if (rank && tz_covers(map->reverse[rank - 1].physical, map->reverse[rank - 1].length, physical))
-            visit_extent(&visit, &map->reverse[rank - 1]);
+        if (place)
+            visit_place(&visit, place, skip);
     }
     return visit.found;
 }
@@ -129,111 +128,84 @@ static inline __attribute__((always_inline)) void block_ranks(const tz_search *s
     *leaf = (rank[n - 1] - (rank[n - 1] > 0)) / TZ_SEARCH_KEYS;
 }
 
-static inline __attribute__((always_inline)) void lookup_block(const tz_extents *map, const uint64_t *from,
+static inline __attribute__((always_inline)) void lookup_block(const tz_direction *direction, const uint64_t *from,
                                                                uint64_t *to, unsigned n, uint64_t *leaf)
 {
-    uint64_t rank[BLOCK];
+    const int64_t *keys = tz_search_keys(&direction->search);
+    const tz_place *places = direction->places;
+    uint64_t at[BLOCK];
 
-    block_ranks(&map->forward, from, rank, n, leaf);
-    for (unsigned i = 0; i < n; i++)
-        __builtin_prefetch(&map->extents[rank[i] - (rank[i] > 0)]);
+    block_ranks(&direction->search, from, at, n, leaf);
     for (unsigned i = 0; i < n; i++) {
-        const tz_extent *extent = &map->extents[rank[i] - (rank[i] > 0)];
-        uint64_t skip = from[i] - extent->logical;
-        bool data = skip < extent->length && !(extent->flags & TZ_EXTENT_ZERO);
+        at[i] -= at[i] > 0; /* before the first extent: the first does as well, it does not cover the address */
+        __builtin_prefetch(&places[at[i]]);
+        __builtin_prefetch(&keys[at[i]]); /* one in eight lies in the leaf before the one visited */
+    }
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t skip = from[i] - (uint64_t)keys[at[i]];
+        bool data = skip < places[at[i]].length && places[at[i]].to != TZ_EXTENT_NONE;
 
-        to[i] = data ? extent->physical + skip : TZ_EXTENT_NONE;
+        to[i] = data ? places[at[i]].to + skip : TZ_EXTENT_NONE;
     }
 }
 
-/* For maps whose physical addresses are not shared; the walk through the interval tree serves the others. */
-static inline __attribute__((always_inline)) void reverse_block(const tz_extents *map, const uint64_t *from,
-                                                                uint64_t *to, unsigned n, uint64_t *leaf)
+/* Whole blocks with a constant size, so that their loops are unrolled, then the rest. */
+static inline __attribute__((always_inline)) void lookup_blocks(const tz_direction *direction, const uint64_t *from,
+                                                                uint64_t *to, uint64_t count)
 {
-    uint64_t rank[BLOCK];
+    uint64_t leaf = 0;
 
-    block_ranks(&map->backward, from, rank, n, leaf);
-    for (unsigned i = 0; i < n; i++)
-        __builtin_prefetch(&map->reverse[rank[i] - (rank[i] > 0)]);
-    for (unsigned i = 0; i < n; i++) {
-        const tz_reverse *extent = &map->reverse[rank[i] - (rank[i] > 0)];
-        uint64_t skip = from[i] - extent->physical;
-
-        to[i] = skip < extent->length ? extent->logical + skip : TZ_EXTENT_NONE;
-    }
+    for (; count >= BLOCK; from += BLOCK, to += BLOCK, count -= BLOCK)
+        lookup_block(direction, from, to, BLOCK, &leaf);
+    if (count)
+        lookup_block(direction, from, to, (unsigned)count, &leaf);
 }
 
-/* The whole blocks with a constant size, so that their loops are unrolled, then the rest. */
-#define FOR_EACH_BLOCK(block)                                                                                          \
-    do {                                                                                                               \
-        uint64_t leaf = 0;                                                                                             \
-        for (; count >= BLOCK; from += BLOCK, to += BLOCK, count -= BLOCK)                                             \
-            block(map, from, to, BLOCK, &leaf);                                                                        \
-        if (count)                                                                                                     \
-            block(map, from, to, (unsigned)count, &leaf);                                                              \
-    } while (0)
-
-typedef void batch_function(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count);
-
-static void lookup_batch_base(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count)
+static void lookup_base(const tz_direction *direction, const uint64_t *from, uint64_t *to, uint64_t count)
 {
-    FOR_EACH_BLOCK(lookup_block);
-}
-
-static void reverse_batch_base(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count)
-{
-    FOR_EACH_BLOCK(reverse_block);
+    lookup_blocks(direction, from, to, count);
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void lookup_batch_avx2(const tz_extents *map, const uint64_t *from, uint64_t *to,
-                                                              uint64_t count)
+__attribute__((target("avx2"))) static void lookup_avx2(const tz_direction *direction, const uint64_t *from,
+                                                        uint64_t *to, uint64_t count)
 {
-    FOR_EACH_BLOCK(lookup_block);
+    lookup_blocks(direction, from, to, count);
 }
-
-__attribute__((target("avx2"))) static void reverse_batch_avx2(const tz_extents *map, const uint64_t *from,
-                                                               uint64_t *to, uint64_t count)
-{
-    FOR_EACH_BLOCK(reverse_block);
-}
-
-#define BEST(name) (__builtin_cpu_supports("avx2") ? name##_avx2 : name##_base)
-#else
-#define BEST(name) name##_base
 #endif
 
-static void fill_none(uint64_t *to, uint64_t count)
+static void lookup_batch(const tz_direction *direction, const uint64_t *from, uint64_t *to, uint64_t count)
 {
-    for (uint64_t i = 0; i < count; i++)
-        to[i] = TZ_EXTENT_NONE;
+    if (direction->count == 0) {
+        for (uint64_t i = 0; i < count; i++)
+            to[i] = TZ_EXTENT_NONE;
+        return;
+    }
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        lookup_avx2(direction, from, to, count);
+        return;
+    }
+#endif
+    lookup_base(direction, from, to, count);
 }
 
 void tz_extents_lookup_batch(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count)
 {
-    batch_function *batch = BEST(lookup_batch);
-
-    if (map->count)
-        batch(map, from, to, count);
-    else
-        fill_none(to, count);
+    lookup_batch(&map->forward, from, to, count);
 }
 
 void tz_extents_reverse_batch(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count)
 {
-    batch_function *batch = BEST(reverse_batch);
+    assert(map->backward.places);
+    if (!map->reach) {
+        lookup_batch(&map->backward, from, to, count);
+        return;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        struct visit visit = {.physical = from[i], .lowest = TZ_EXTENT_NONE};
 
-    assert(map->reverse);
-    if (!map->reverse_count) {
-        fill_none(to, count);
-    } else if (!map->shared) {
-        batch(map, from, to, count);
-    } else {
-        for (uint64_t i = 0; i < count; i++) {
-            struct visit visit = {.physical = from[i], .lowest = TZ_EXTENT_NONE};
-
-            visit_covering(&visit, map->reverse, map->reverse_count);
-            to[i] = visit.lowest;
-        }
+        visit_covering(&visit, map, 0, map->backward.count);
+        to[i] = visit.lowest;
     }
 }

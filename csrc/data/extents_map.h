@@ -8,31 +8,34 @@
 #include "search.h"
 #include "tz/extents.h"
 
-/* An extent that is data, in the reverse table: in order of physical, then of logical addresses. Overlapping ones
- * are found with an interval tree laid over the table: the middle of [low, high) is the root of
- * that range, and its `reach` is the highest end in the range. */
-typedef struct tz_reverse {
-    uint64_t physical, logical, length;
-    uint64_t reach;
-} tz_reverse;
+/* Where an extent lies on the other side. Its address on this side is its key in the search tree, which has just been
+ * visited when this is read; kept apart, and small, so that a million extents stay within reach of the caches. */
+typedef struct tz_place {
+    uint64_t to; /* TZ_EXTENT_NONE: zeros */
+    uint64_t length;
+} tz_place;
+
+/* Look-up in one direction: place i belongs to key i. */
+typedef struct tz_direction {
+    tz_search search;
+    tz_place *places;
+    uint64_t count;
+} tz_direction;
 
 struct tz_extents {
-    tz_extent *extents; /* by logical address */
-    uint64_t count;
-    tz_search forward; /* over extents[].logical */
+    tz_direction forward;  /* all extents, by logical address */
+    tz_direction backward; /* those that are data, by physical, then by logical address; no places: not asked for */
 
-    tz_reverse *reverse; /* NULL without TZ_EXTENTS_REVERSE */
-    uint64_t reverse_count;
-    tz_search backward; /* over reverse[].physical */
-    bool shared;        /* some physical bytes are seen at several logical addresses */
+    /* NULL unless physical bytes are seen at several logical addresses: an interval tree laid over `backward`. The
+     * middle of [low, high) is the root of that range, and its reach is the highest end in the range. */
+    uint64_t *reach;
 
     uint64_t bytes, physical_end; /* of data */
 };
 
-/* Is `address` in [start, start + length)? */
-static inline bool tz_covers(uint64_t start, uint64_t length, uint64_t address)
+static inline uint64_t tz_direction_key(const tz_direction *direction, uint64_t at)
 {
-    return address - start < length;
+    return (uint64_t)tz_search_keys(&direction->search)[at];
 }
 
 #endif

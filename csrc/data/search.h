@@ -33,6 +33,12 @@ typedef struct tz_search {
 int tz_search_build(tz_search *out, const uint64_t *keys, size_t stride, uint64_t count);
 void tz_search_clear(tz_search *search);
 
+/* All keys, in order. */
+static inline const int64_t *tz_search_keys(const tz_search *search)
+{
+    return search->layer[search->layers - 1]->keys;
+}
+
 /* Any address as a query: those that no key can have count as the last possible one. */
 static inline int64_t tz_search_query(uint64_t address)
 {

@@ -136,14 +136,35 @@ static void test_coalescing(void)
     CHECK(!tz_extents_has_reverse(map));
     CHECK_EQ(tz_extents_count(map), 4);
     CHECK_EQ(tz_extents_bytes(map), 60);
-    CHECK_EQ(tz_extents_at(map, 0)->length, 40);
-    CHECK(tz_extents_at(map, 2)->physical == TZ_EXTENT_NONE);
+    CHECK_EQ(tz_extents_at(map, 0).length, 40);
+    CHECK(tz_extents_at(map, 2).physical == TZ_EXTENT_NONE);
     CHECK(tz_extents_lookup(map, 12, &run));
     CHECK(run.logical == 12 && run.physical == 112 && run.length == 28 && run.flags == 0);
     CHECK(tz_extents_lookup(map, 65, &run));
     CHECK(run.physical == TZ_EXTENT_NONE && run.length == 5 && run.flags == TZ_EXTENT_ZERO);
     CHECK(!tz_extents_lookup(map, 70, &run));
     CHECK(run.physical == TZ_EXTENT_NONE && run.length == 1 && run.flags == TZ_EXTENT_ZERO);
+    tz_extents_destroy(map);
+}
+
+/* The first extent has nothing before it to continue; zeros are nowhere, not at the address that stands for it. */
+static void test_nothing_is_at_no_address(void)
+{
+    const uint64_t addresses[] = {0, TZ_EXTENT_NONE, TZ_EXTENT_NONE - 5};
+    uint64_t places[3];
+    struct input in = {.count = 0};
+    tz_extents *map;
+
+    add(&in, 0, 0, 10, 0);
+    for (uint64_t i = 1; i < 20; i++)
+        add(&in, i * 20, i, 10, TZ_EXTENT_ZERO);
+    CHECK_EQ(build(&map, &in, TZ_EXTENTS_REVERSE), 0);
+    CHECK_EQ(tz_extents_count(map), 20);
+    CHECK_EQ(tz_extents_at(map, 0).length, 10);
+    CHECK_EQ(tz_extents_reverse(map, 3, NULL, 0), 1);
+    CHECK_EQ(tz_extents_reverse(map, TZ_EXTENT_NONE, NULL, 0), 0);
+    tz_extents_reverse_batch(map, addresses, places, 3);
+    CHECK(places[0] == 0 && places[1] == TZ_EXTENT_NONE && places[2] == TZ_EXTENT_NONE);
     tz_extents_destroy(map);
 }
 
@@ -344,6 +365,7 @@ int main(void)
     RUN(test_empty);
     RUN(test_edge_of_addresses);
     RUN(test_coalescing);
+    RUN(test_nothing_is_at_no_address);
     RUN(test_agrees_with_a_table);
     RUN(test_many);
     return 0;

@@ -21,7 +21,7 @@ cdef extern from "tz/extents.h" nogil:
                          const uint32_t *flags, uint64_t count, unsigned options)
     void tz_extents_destroy(tz_extents *map)
     uint64_t tz_extents_count(const tz_extents *map)
-    const tz_extent *tz_extents_at(const tz_extents *map, uint64_t at)
+    tz_extent tz_extents_at(const tz_extents *map, uint64_t at)
     uint64_t tz_extents_bytes(const tz_extents *map)
     bint tz_extents_has_reverse(const tz_extents *map)
     bint tz_extents_lookup(const tz_extents *map, uint64_t logical, tz_extent *run)

@@ -101,9 +101,11 @@ cdef class ExtentMap:
 
     def __getitem__(self, at): # untyped: a C integer would take the sequence protocol's wrapped negative
         cdef uint64_t number = at
+        cdef tz_extent extent
         if number >= tz_extents_count(self.map):
             raise IndexError(f"there are {len(self)} extents, no extent {number}")
-        return extent_of(tz_extents_at(self.map, number), True)
+        extent = tz_extents_at(self.map, number)
+        return extent_of(&extent, True)
 
     def lookup(self, uint64_t logical):
         cdef tz_extent run
