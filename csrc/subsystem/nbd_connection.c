@@ -82,10 +82,6 @@ void tz_nbd_connection_stop(tz_nbd_connection *connection, bool broken)
         connection->broken |= broken;
         /* Ends a receive or send in flight, whichever engine waits for it. */
         shutdown(connection->fd, connection->broken ? SHUT_RDWR : SHUT_RD);
-        if (connection->receiving)
-            tz_io_cancel(tz_reactor_io(connection->reactor), &connection->receive);
-        if (connection->broken && connection->sending)
-            tz_io_cancel(tz_reactor_io(connection->reactor), &connection->send);
     }
     tz_nbd_connection_schedule(connection);
 }

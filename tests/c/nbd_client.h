@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -101,17 +102,44 @@ static inline void wait_connections(served *server, uint64_t count)
     }
 }
 
-/* A connection with these terms; the client's end of it. */
-static inline int attach_as(served *server, tz_nbd_config config)
+static inline void unix_pair(int ends[2])
+{
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+}
+
+static inline void tcp_pair(int ends[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    CHECK_EQ(listen(listener, 1), 0);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &size), 0);
+    ends[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(ends[0], (struct sockaddr *)&address, sizeof(address)), 0);
+    ends[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    CHECK(ends[1] >= 0);
+    close(listener);
+}
+
+/* Hands ends[1] over on these terms; ends[0] is the client's. */
+static inline int attach_ends(served *server, const int ends[2], tz_nbd_config config)
 {
     struct timeval timeout = {.tv_sec = TIMEOUT_S};
-    int ends[2];
 
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     CHECK_EQ(setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)), 0);
     CHECK_EQ(setsockopt(ends[0], SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)), 0);
     CHECK_EQ(tz_nbd_adopt(server->reactor, server->volume, ends[1], &config), 0);
     return ends[0];
+}
+
+static inline int attach_as(served *server, tz_nbd_config config)
+{
+    int ends[2];
+
+    unix_pair(ends);
+    return attach_ends(server, ends, config);
 }
 
 static inline int attach(served *server, unsigned flags)

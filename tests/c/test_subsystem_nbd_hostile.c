@@ -234,21 +234,28 @@ static void disconnecting_answers_what_is_in_flight(void)
 }
 
 /* Asks for far more than the socket holds and takes nothing. Others are served; shutting down cuts it off. */
-static void a_client_that_never_reads_blocks_only_itself(void)
+static void one_that_never_reads(void (*pair)(int ends[2]))
 {
     served server = serve(engine, SIZE, false);
-    int fd = attach_as(&server, (tz_nbd_config){.max_requests = 16});
     uint8_t bytes[28];
+    int ends[2], fd;
 
-    CHECK_EQ(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+    pair(ends);
+    fd = attach_ends(&server, ends, (tz_nbd_config){.max_requests = 16});
     header(bytes, 0, READ, 1, 0, 1048576);
     for (int i = 0; i < 40; i++)
         send_bytes(fd, bytes, sizeof(bytes));
     for (int i = 0; i < 20; i++)
         still_serves(&server);
-    CHECK_EQ(tz_nbd_close_all(server.reactor, server.volume, UINT64_C(200000000)), 0);
+    CHECK_EQ(tz_nbd_close_all(server.reactor, server.volume, UINT64_C(400000000)), 0);
     unserve(&server);
     close(fd);
+}
+
+static void a_client_that_never_reads_blocks_only_itself(void)
+{
+    one_that_never_reads(unix_pair);
+    one_that_never_reads(tcp_pair);
 }
 
 static void closing_ends_every_connection_and_takes_no_more(void)
@@ -337,6 +344,51 @@ static void a_held_update_outlives_its_client(void)
     unserve(&server);
 }
 
+/* With the gate closed, what was taken up stays; so the limits can be seen. */
+static void no_more_is_taken_up_than_the_limits_allow(void)
+{
+    static const struct {
+        tz_nbd_config config;
+        uint64_t held;
+    } cases[] = {
+        {{.max_requests = 3}, 3},
+        {{.max_bytes = 20000}, 2}, /* of 8 KiB each */
+        {{.max_bytes = 1}, 1},
+        {{.max_requests = 8, .max_bytes = 4 * TZ_MIB}, 8},
+    };
+    served server = serve(engine, SIZE, false);
+    tz_session_config config = {.track_size = 65536, .memory_bytes = 1048576, .file_fd = -1};
+    tz_session *session;
+    static uint8_t payload[8192];
+
+    CHECK_EQ(tz_session_prepare(&session, server.volume, &config), 0);
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        int fd = attach_as(&server, cases[i].config);
+        tz_suspension *suspension;
+
+        CHECK_EQ(tz_suspension_create(&suspension, &session, 1), 0);
+        CHECK_EQ(tz_suspension_close(suspension, UINT64_C(1000000000) * TIMEOUT_S), 0);
+        for (uint64_t n = 0; n < 10; n++)
+            ask(fd, 0, WRITE, n, n * 65536, sizeof(payload), payload);
+        wait_held(&server, cases[i].held);
+        usleep(10000); /* time to take up one too many */
+        wait_held(&server, cases[i].held);
+        CHECK_EQ(stats_of(&server).requests, i * 10 + cases[i].held);
+        tz_suspension_abort(suspension);
+        for (int n = 0; n < 10; n++) {
+            uint64_t cookie;
+
+            CHECK_EQ(simple(fd, &cookie), 0);
+        }
+        tz_suspension_destroy(suspension);
+        close(fd);
+        wait_connections(&server, 0);
+    }
+    CHECK_EQ(tz_session_end(session, true, NULL), 0);
+    tz_session_destroy(session);
+    unserve(&server);
+}
+
 int main(void)
 {
     alarm(240);
@@ -353,6 +405,7 @@ int main(void)
         RUN(disconnecting_answers_what_is_in_flight);
         RUN(a_client_that_never_reads_blocks_only_itself);
         RUN(a_held_update_outlives_its_client);
+        RUN(no_more_is_taken_up_than_the_limits_allow);
         RUN(closing_ends_every_connection_and_takes_no_more);
     }
     return 0;
