@@ -188,7 +188,7 @@ def test_first_backup_killed_at_any_moment(tmp_path: Path, repo: Path) -> None:
 
 
 def test_a_part_that_fails_is_recorded(tmp_path: Path, repo: Path) -> None:
-    good, bad = image(tmp_path / "good", 8 * MIB), image(tmp_path / "bad", 8 * MIB, seed=2)
+    good, bad = image(tmp_path / "good", 4 * MIB), image(tmp_path / "bad", 4 * MIB, seed=2)
     process = started(repo, good, bad)
     with open(bad, "rb+") as file:
         file.write(b"new")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import MIB, image, snapshot, succeed, timezero
+from timezero.cli import main
+from timezero.repository import store
 
 DEEP = "recovery-points/*/"
 
@@ -116,16 +121,41 @@ def told(err: str) -> None:
     assert err.startswith("timezero: ") and err.endswith("\n") and err.count("\n") == 1, err
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """The handlers that the command line installs are not for the process that runs the tests."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("words", "code", "message"), CASES, ids=[case[0] or "nothing" for case in CASES])
-def test_bad_input(place: Path, words: str, code: int, message: str) -> None:
+def test_bad_input(
+    place: Path,
+    words: str,
+    code: int,
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    signals: None,
+) -> None:
+    """In this process: there are many cases, and starting Python takes most of their time."""
+    for variable in ("TIMEZERO_REPO", "TIMEZERO_CONTROL", "TIMEZERO_IO"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(place)
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(place / "dead.sock"))
+        dead.bind("dead.sock")
     before = snapshot(place)
-    outcome = timezero(*words.split(), cwd=place)
-    told(outcome.err)
-    assert message in outcome.err
-    assert outcome.code == code
-    assert outcome.out == b""
+    try:
+        ended = main(words.split())
+    except SystemExit as error:
+        ended = error.code
+    out, err = capfd.readouterr()
+    told(err)
+    assert message in err
+    assert (ended, out) == (code, "")
     assert snapshot(place) == before
 
 
@@ -195,16 +225,14 @@ def test_damaged_points_are_listed_as_such(place: Path) -> None:
     assert [len(document["points"]), len(document["damaged"])] == [1, 1]
 
 
-def test_locked(place: Path) -> None:
-    import fcntl
-
+def test_locked(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signals: None) -> None:
+    monkeypatch.setattr(store, "_PATIENCE_S", 0.2)
     with open(place / "repo" / "repository.json", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = snapshot(place)
-        for words in (["prune"], ["backup", place / "a.img"]):
-            outcome = timezero(words[0], "--repo", place / "repo", *words[1:])
-            assert outcome.code == 11, outcome.err
-            told(outcome.err)
+        for words in (["prune"], ["backup", str(place / "a.img")]):
+            assert main([words[0], "--repo", str(place / "repo"), *words[1:]]) == 11
+            told(capfd.readouterr().err)
         assert snapshot(place) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import timezero as api
 from tests.command import COMMAND, MIB, digest, environment, image, snapshot, succeed, timezero
 
 
@@ -138,6 +140,39 @@ def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     assert (tmp_path / "target").read_text() == "old"
 
 
+def test_killed(tmp_path: Path) -> None:
+    source = image(tmp_path / "source", 32 * MIB)
+    process = slow_copy(source, tmp_path / "target")
+    process.kill()
+    finish(process)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_file_systems_without_nameless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int, *rest: object, **more: object) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    source, target = image(tmp_path / "source", 3 * MIB), tmp_path / "target"
+    if force:
+        target.write_text("old")
+    api.copy(str(source), str(target), force=force)
+    assert digest(target) == digest(source)
+    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+    def interrupt(progress: api.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.copy(str(source), str(tmp_path / "other"), progress=interrupt)
+    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+
 def test_devices(tmp_path: Path, loop: Callable[..., Path]) -> None:
     source = loop(image(tmp_path / "source", 8 * MIB))
     (tmp_path / "target").write_bytes(b"\xff" * (9 * MIB))
@@ -197,10 +232,10 @@ def test_mounted_devices(tmp_path: Path, loop: Callable[..., Path], mount: Calla
 
 
 def test_a_device_that_is_written_meanwhile(tmp_path: Path, loop: Callable[..., Path]) -> None:
-    device = loop(image(tmp_path / "source", 16 * MIB))
+    device = loop(image(tmp_path / "source", 4 * MIB))
     process = slow_copy(device, tmp_path / "target")
     with open(device, "rb+") as file:
-        file.seek(15 * MIB)
+        file.seek(3 * MIB)
         file.write(b"x" * 4096)
         file.flush()
         os.fsync(file.fileno())

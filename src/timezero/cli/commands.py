@@ -84,7 +84,7 @@ def _copy(options: Any, output: Output) -> int:
         options.target,
         force=options.force,
         fuzzy=options.fuzzy,
-        chunk_size=options.chunk_size or max(CHUNK_DEFAULT, options.track_size),
+        chunk_size=options.chunk_size or CHUNK_DEFAULT,
         session=_session(options),
         mover=_mover(options),
         progress=output.progress(),

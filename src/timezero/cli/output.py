@@ -67,12 +67,14 @@ class Output:
         """A callback that shows progress: a bar on a terminal, lines of JSON or text at intervals elsewhere."""
         terminal = sys.stderr.isatty() and not self.json
         interval = _JSON_S if self.json else _BAR_S if terminal else _LINE_S
-        shown, phase = time.monotonic() - (interval if terminal else 0.0), "moving"
+        shown = time.monotonic() - (interval if terminal else 0.0)
+        phase = ""
 
         def show(progress: Progress) -> None:
             nonlocal shown, phase
             now = time.monotonic()
-            if now - shown < interval and progress.phase == phase:
+            # A change of phase is news, but not to somebody who has not been told of any phase.
+            if now - shown < interval and progress.phase == (phase or progress.phase):
                 return
             shown, phase = now, progress.phase
             if self.json:

@@ -115,7 +115,7 @@ def _session(parser: argparse.ArgumentParser) -> None:
         help="longest suspension of the application (default: %(default)s)",
     )
     group.add_argument(
-        "--track-size", type=_size, default="64K", metavar="SIZE", help="grain of interception (default: %(default)s)"
+        "--track-size", type=_size, metavar="SIZE", help="grain of interception (default: the subsystem's)"
     )
     group.add_argument(
         "--sidefile-memory", type=_size, metavar="SIZE", help="cap of the sidefile's memory tier, a volume"

@@ -30,7 +30,7 @@ from timezero.jobs.options import MoverOptions, SessionOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.serving import Served
 from timezero.repository import DatasetRecord, FailureRecord, IndexHeader, Manifest, PointWriter, Repository
-from timezero.repository.store import CHUNK_DEFAULT, check_usable
+from timezero.repository.store import CHUNK_DEFAULT, TRACK_DEFAULT, check_usable
 from timezero.units import format_instant
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def backup(
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
     if chunk_size is None:
-        chunk_size = _chunk_size(repository, session.track_size)
-    options.check_sizes(session.track_size, chunk_size)
+        chunk_size = _chunk_size(repository, session.track_size or 4096)
+    options.check_sizes(session.track_size or 4096, chunk_size)
     designated = designate_all(datasets)
     check_usable(repository)
     with ExitStack() as stack:
@@ -129,8 +129,11 @@ class _Backup:
         self.served: Served | None = None
         self.failed: dict[str, TimezeroError] = {}
         self._open_sources(fuzzy)
+        at_rest_track = min(session.track_size or TRACK_DEFAULT, chunk_size)
+        self._track_size = self.served.track_size if self.served else at_rest_track
+        options.check_sizes(self._track_size, chunk_size)
         targets.check_apart(path, "the repository", self._identities())
-        self._repository = Repository.open_or_create(path, chunk_size=chunk_size, track_size=session.track_size)
+        self._repository = Repository.open_or_create(path, chunk_size=chunk_size, track_size=self._track_size)
 
     def _open_sources(self, fuzzy: bool) -> None:
         seen: dict[Identity, str] = {}
@@ -185,7 +188,8 @@ class _Backup:
             source = self.served.source(dataset.name)
         else:
             at_rest = self.at_rest[dataset.name]
-            source = Source.file(at_rest.fd, at_rest.size)
+            with moving.in_words(dataset.name):
+                source = Source.file(at_rest.fd, at_rest.size)
         return machine.add(dataset.name, source, Sink.packs(packs), target=self._repository.path, index=True)
 
     def _watch(self, done: int) -> None:
@@ -244,7 +248,7 @@ class _Backup:
                 t0_ns=t0_ns,
                 started_ns=started_ns,
                 completed_ns=time.time_ns(),
-                track_size=self._session.track_size,
+                track_size=self._track_size,
                 suspension=self.served.suspension if self.served else None,
                 packs=records,
                 datasets=datasets,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,11 +25,16 @@ CHUNK_DEFAULT = 1 << 20
 
 @dataclass(frozen=True)
 class CopyResult:
-    """A copy that is whole and durable. Sizes in bytes, suspension in microseconds; doubts: why a fuzzy copy is one."""
+    """A copy that is whole and durable.
+
+    t0_ns: nanoseconds since the epoch, as in a manifest. Sizes in bytes, suspension in microseconds; doubts: why a
+    fuzzy copy is one.
+    """
 
     source: str
     target: str
     size: int
+    t0_ns: int
     method: str
     engine: str
     seconds: float
@@ -60,11 +66,13 @@ def copy(
     TimezeroError and its kinds.
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
-    check_sizes(session.track_size, chunk_size)
+    check_sizes(session.track_size or 4096, chunk_size)
     dataset = designate(source)
     targets.check_target(target, force=force)
     with ExitStack() as stack:
         job = _Copy(stack, dataset, session, fuzzy)
+        if job.served:
+            check_sizes(job.served.track_size, chunk_size)
         if target != targets.STREAM:
             targets.check_apart(target, "the target", job.identities)
         image = stack.enter_context(targets.open_target(target, job.size, force=force))
@@ -73,6 +81,8 @@ def copy(
         meter = Meter(progress, job.size)
         if job.served:
             job.served.suspend()
+        t0_ns = job.served.t0_ns if job.served else time.time_ns()
+        image.begin()
         machine.run(job.watch(meter))
         moving.raise_first(machine.transfers)
         meter.finishing()
@@ -86,6 +96,7 @@ def copy(
             source=source,
             target=target,
             size=job.size,
+            t0_ns=t0_ns,
             method=job.method,
             engine=engine,
             seconds=(transfer.report["ended_ns"] - transfer.report["started_ns"]) / 1e9,
@@ -121,7 +132,8 @@ class _Copy:
         if self.served:
             return self.served.source(self._name)
         assert self.at_rest
-        return Source.file(self.at_rest.fd, self.size)
+        with moving.in_words(self._name):
+            return Source.file(self.at_rest.fd, self.size)
 
     def watch(self, meter: Meter) -> Callable[[int], None]:
         """What to do several times a second."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,15 @@ class Transfer:
         return TimezeroError(f"{self.source}: cannot be read at byte {offset}: {reason}")
 
 
+@contextmanager
+def in_words(name: str) -> Iterator[None]:
+    """An OSError about a source or sink as a TimezeroError that says whose."""
+    try:
+        yield
+    except OSError as error:
+        raise TimezeroError(f"{name}: cannot be used: {error.strerror}") from error
+
+
 class Moving:
     """A mover and its buffer space, for some transfers of one chunk size. A context manager: leaving it cancels,
     waits and frees.
@@ -118,7 +128,8 @@ class Moving:
     def add(self, name: str, source: Source, sink: Sink, *, target: str, index: bool = False) -> Transfer:
         """Add a transfer. `name` and `target` are for errors; `index`: keep its index entries."""
         size = source.size
-        number = self._mover.add(source, sink, index=index)
+        with in_words(name):
+            number = self._mover.add(source, sink, index=index)
         transfer = Transfer(name, target, size, number, {})
         self.transfers.append(transfer)
         return transfer
@@ -127,7 +138,10 @@ class Moving:
         """Move everything. `watch` is called several times a second with the bytes done; what it raises ends the
         job.
         """
-        self._mover.start()
+        try:
+            self._mover.start()
+        except OSError as error:
+            raise TimezeroError(f"the data mover cannot start: {error.strerror}: see `timezero doctor`") from error
         while not self._mover.wait(_TICK_S):
             watch(self.bytes_done())
         for transfer in self.transfers:

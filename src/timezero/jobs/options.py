@@ -64,13 +64,13 @@ class MoverOptions:
 class SessionOptions:
     """A session with a storage subsystem.
 
-    control: the path of its control socket, None for the default one. track_size, memory_bytes, file_bytes: bytes;
-    the latter two are the caps of the sidefile's tiers a volume, None for the subsystem's. deadline_us: how long the
+    control: the path of its control socket, None for the default one. track_size: bytes; memory_bytes, file_bytes:
+    caps of the sidefile's tiers, a volume; None for what the subsystem is set to. deadline_us: how long the
     application may be suspended at most; when it passes, the application goes on and the job fails.
     """
 
     control: str | None = None
-    track_size: int = 64 << 10
+    track_size: int | None = None
     memory_bytes: int | None = None
     file_bytes: int | None = None
     deadline_us: int = 1_000_000

@@ -142,6 +142,8 @@ class _Restore:
                 target = self._targets[record.name]
                 source = index_source(record, self._indexes[record.name], self._packs)
                 machine.add(record.name, source, target.sink(), target=target.name)
+            for record in group:
+                self._targets[record.name].begin()
             machine.run(lambda done: meter.update(before + done))
             moving.raise_first(machine.transfers)
             for transfer in machine.transfers:

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError
+from timezero.jobs.moving import in_words
 from timezero.jobs.options import SessionOptions
 
 if TYPE_CHECKING:
     from timezero._native.mover import Source
+
+
+_NONSENSE = "the storage subsystem's answer makes no sense: is it of this version?"
 
 
 class Served:
@@ -35,9 +39,19 @@ class Served:
             file_bytes=options.file_bytes,
         )
         self._parts = {part.volume: part for part in self._group.parts}
+        self.track_size = options.track_size or self._ask_track_size()
         self.suspension: dict[str, int] = {}
         self.t0_ns = 0
         self.final: dict[str, dict[str, int]] = {}
+
+    def _ask_track_size(self) -> int:
+        try:
+            return max(int(part["track_size"]) for part in self._group.report())
+        except BaseException as error:
+            self._group.close()
+            if isinstance(error, KeyError | TypeError | ValueError):
+                raise TimezeroError(_NONSENSE) from None
+            raise
 
     def size(self, volume: str) -> int:
         """Bytes."""
@@ -47,7 +61,8 @@ class Served:
         """The mover's source for a volume."""
         from timezero._native.mover import Source
 
-        return Source.session(self._parts[volume].handles)
+        with in_words(volume):
+            return Source.session(self._parts[volume].handles)
 
     def identities(self) -> list[tuple[str, str, Identity]]:
         """(name, path, identity) of every volume, as far as its path can be looked at from here."""
@@ -72,7 +87,7 @@ class Served:
         """(bytes in the sidefile, updates intercepted), now, over all volumes."""
         used = intercepted = 0
         for part in self._group.report():
-            used += int(part.get("used_slots", 0)) * self._options.track_size
+            used += int(part.get("used_slots", 0)) * self.track_size
             intercepted += int(part.get("intercepted", 0))
         return used, intercepted
 
@@ -103,7 +118,5 @@ def _paths(control: str | None, volumes: Sequence[str]) -> dict[str, str]:
     try:
         served = {str(volume["name"]): str(volume["path"]) for volume in status["volumes"]}
     except (KeyError, TypeError):
-        raise TimezeroError(
-            "the storage subsystem answered with a status that makes no sense: is it of this version?"
-        ) from None
+        raise TimezeroError(_NONSENSE) from None
     return {name: served[name] for name in volumes if name in served}

@@ -1,14 +1,16 @@
 """Where an image goes: a file, a block device, or a stream.
 
-A file is written under a temporary name in its directory and named when it is whole and durable, so nothing half-
-written ever bears its name. A device is written in place; when that fails, its first and last MiB are blanked, so
-that it does not look like what it should have become. Of a stream only the exit code tells.
+A file is written without a name (where the file system has no such thing, under a temporary one) and named when it is
+whole and durable: nothing half-written ever bears its name. A device is written in place; when that fails, its first
+and last MiB are blanked, so that it does not look like what it should have become. Of a stream only the exit code
+tells.
 
 Errors: TimezeroError, UsageError.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -37,6 +39,9 @@ class Target:
         """The mover's sink for it."""
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """From here on it is written to."""
+
     def publish(self) -> None:
         """The image is whole and durable: let it be seen."""
 
@@ -63,16 +68,31 @@ class FileTarget(Target):
         self._temporary = os.path.join(self._directory, names.temporary_name())
         self._fd = -1
         try:
-            self._create()
+            self._fd, self._named = self._create()
+            if force and os.path.exists(self._path):
+                os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
         except OSError as error:
             self.discard()
             raise TimezeroError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def _create(self) -> None:
+    def _create(self) -> tuple[int, bool]:
+        """A descriptor, and whether it has the temporary name."""
         # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        if self._replace and os.path.exists(self._path):
-            os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._directory, flags | os.O_TMPFILE, 0o600), False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                raise
+        return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+
+    def _give_name(self, name: str) -> None:
+        """Name the image; FileExistsError when the name is taken."""
+        if self._named:
+            durable.move_new(self._temporary, name)
+        else:
+            # Python follows the link to the file only when a descriptor is given, though an absolute path needs none.
+            os.link(f"/proc/self/fd/{self._fd}", name, src_dir_fd=self._fd, follow_symlinks=True)
 
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
@@ -85,9 +105,11 @@ class FileTarget(Target):
                 raise TimezeroError(f"{self.name}: somebody else changed it while it was written")
             os.fsync(self._fd)
             if self._replace:
+                if not self._named:
+                    self._give_name(self._temporary)
                 os.rename(self._temporary, self._path)
             else:
-                durable.move_new(self._temporary, self._path)
+                self._give_name(self._path)
             durable.sync_directory(self._directory)
         except FileExistsError:
             raise TimezeroError(f"{self.name}: was made by somebody else meanwhile: it is left alone") from None
@@ -128,8 +150,10 @@ class DeviceTarget(Target):
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
 
-        self._started = True
         return Sink.image(self._fd, self._size, fresh=False)
+
+    def begin(self) -> None:
+        self._started = True
 
     def publish(self) -> None:
         try:

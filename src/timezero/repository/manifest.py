@@ -35,7 +35,7 @@ class DatasetRecord:
 
     size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. intercepted: updates that the gate held;
     sidefile_high_water_bytes: the most that before-images took at once; both 0 when no one served the source. counts:
-    how the chunks were obtained and what was moved. session: the gate's final report; None when no one served the source.
+    how the chunks were obtained and what was moved. session: the gate's final report; None when no one served it.
     """
 
     name: str

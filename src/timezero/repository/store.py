@@ -149,10 +149,10 @@ class Repository:
                 damaged[point_id] = str(error)
         return good, damaged
 
-    def lock_shared(self, patience: float = _PATIENCE_S) -> FileLock:
-        """Keep prune out for a moment."""
+    def lock_shared(self, patience: float | None = None) -> FileLock:
+        """Keep prune out for a moment. patience: seconds to wait for one that runs."""
         what = f"{self.path}: locked by a `timezero prune`: try again when it has ended"
-        return FileLock(self._file, shared=True, what=what, patience=patience)
+        return FileLock(self._file, shared=True, what=what, patience=_PATIENCE_S if patience is None else patience)
 
     def lock_exclusive(self) -> FileLock:
         """Keep everyone else from making, publishing and removing recovery points."""
