@@ -123,14 +123,16 @@ static void push(session_source *source, tz_chunk *chunk, uint32_t slot)
     chunk->pushed++;
 }
 
-static void announce(session_source *source, tz_chunk *chunk)
+/* A full counter (EAGAIN) has woken the gate already; it finds the slots in the ring. */
+static int announce(session_source *source, tz_chunk *chunk)
 {
     uint64_t one = 1;
+    ssize_t n = 0;
 
-    /* A full counter (EAGAIN) has woken the gate already; it finds the slots in the ring. */
-    if (chunk->pushed && write(source->drain_fd, &one, sizeof(one)) < 0)
-        assert(errno == EAGAIN || errno == EINTR);
+    if (chunk->pushed)
+        n = write(source->drain_fd, &one, sizeof(one));
     chunk->pushed = 0;
+    return n < 0 && errno != EAGAIN ? broken(chunk) : 0;
 }
 
 /* ---- validation ---- */
@@ -325,8 +327,8 @@ static int load(tz_source *base, tz_chunk *chunk)
     }
     if (loaded)
         set_origin(source, chunk);
-    if (rc != TZ_STEP_PENDING)
-        announce(source, chunk);
+    if (rc == TZ_STEP_DONE)
+        rc = announce(source, chunk);
     return rc;
 }
 

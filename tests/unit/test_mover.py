@@ -1,4 +1,4 @@
-"""The data mover through its Cython surface: copies, errors that say what and where, and objects closed in any order."""
+"""The data mover through its Cython surface: copies, errors that say what and where, closing in any order."""
 
 from __future__ import annotations
 

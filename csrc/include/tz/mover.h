@@ -2,18 +2,22 @@
  *
  * The data mover: transfers of whole datasets, chunk by chunk, from a source to a sink.
  *
- *   claim a chunk ─▶ read into a frame ─▶ validate against the gate ─▶ digest, zero detection ─▶ write ─▶ give the frame back
+ *   claim a chunk ─▶ read into a frame ─▶ validate against the gate ─▶ digest, zero detection ─▶ write
+ *      ▲                                                                                            │
+ *      └──────────────────────────────────── give the frame back ◀──────────────────────────────────┘
  *
  * A tz_mover runs worker threads, each with an engine of its own and many chunks in flight; a chunk has one worker
  * from claim to end. Each transfer has an area of the buffer space and starts when it is granted. A source
  * that has a gate is looked at on every chunk: punctured ends the transfer; past the low mark the chunks that
- * hold live slots are claimed ahead of order.
+ * hold live slots are claimed ahead of order (not for a stream, which has an order). A stuck or slow end of one
+ * transfer leaves the others at least a place in flight each.
  *
  * From validation on the frame is the only certain copy of its chunk: it is never re-read from the volume.
  *
  * Errors   per transfer, the first one counts and stops that transfer alone: -errno with the
  *          offset and the side it happened on. -ECANCELED after cancel; -ESTALE when the session is punctured;
- *          -EBADMSG when content does not match its digest; -EPROTO when shared memory makes no sense.
+ *          -EBADMSG when content does not match its digest; -EPROTO when shared memory makes no sense; -ENODATA
+ *          when the source ends before its size; -EPIPE when a stream's reader went away.
  * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk.
  * Threads  create, add, start, wait, cancel, progress: any one controlling thread.
  */
@@ -67,7 +71,8 @@ typedef struct tz_session_descriptors {
 int tz_source_session(tz_source **out, const tz_session_descriptors *fds);
 
 /* A dataset in a repository. pack_fds[i] is the descriptor of pack number pack_numbers[i]; they are duplicated.
- * Index entries are checked (-EBADMSG): packs known, lengths and codecs possible. Every chunk read is checked against its digest. */
+ * Index entries are checked (-EBADMSG): packs known, lengths and codecs possible. Every chunk, zeros too, is checked
+ * against its digest. */
 int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
                     const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs);
 uint64_t tz_source_size(const tz_source *source); /* bytes */
@@ -80,12 +85,14 @@ void tz_source_destroy(tz_source *source);
  * exactly the source's size at finish. Takes the tz_file over. -ENOSPC when a device is smaller than the data. */
 int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh);
 
-/* A stream (pipe, stdout): in order, by one worker. The descriptor stays the caller's. */
+/* A stream (pipe, socket, terminal, regular file at its position): in order, by one worker. The descriptor stays the
+ * caller's, and its flags as they are. -EPIPE when a pipe has no reader. */
 int tz_sink_stream(tz_sink **out, int fd);
 
 /* Packs <prefix>-NNNN.pack in directory dir_fd, created exclusively, rolled over at max_bytes (0 = 4 GiB). */
 int tz_pack_writer_create(tz_pack_writer **out, int dir_fd, const char *prefix, uint64_t max_bytes);
-int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes); /* truncates padding-free, fdatasync all; any error is final */
+/* fdatasync of all packs. Any error, of making a pack or here, is final. Packs have a multiple of 4096 bytes. */
+int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes);
 uint64_t tz_pack_writer_pack_bytes(const tz_pack_writer *writer, uint32_t pack);
 void tz_pack_writer_destroy(tz_pack_writer *writer); /* removes nothing: the owner of the id sweeps */
 int tz_sink_packs(tz_sink **out, tz_pack_writer *writer);
@@ -98,36 +105,43 @@ void tz_sink_destroy(tz_sink *sink);
 
 typedef struct tz_mover_config {
     tz_io_kind io;
-    uint32_t workers;      /* threads; 0 = 1 */
-    uint32_t depth;        /* chunks in flight a worker; 0 = 8 */
-    uint32_t chunk_size;   /* bytes; frames of the buffer space have this size */
-    uint64_t rate;         /* bytes a second over all transfers; 0: no limit */
-    bool opportunistic;    /* fewer chunks in flight while the application is active */
-    uint32_t faults;       /* tests only */
+    uint32_t workers;    /* threads; 0 = 1 */
+    uint32_t depth;      /* chunks in flight a worker; 0 = 8 */
+    uint32_t chunk_size; /* bytes; frames of the buffer space have this size */
+    uint64_t rate;       /* bytes a second over all transfers; 0: no limit */
+    bool opportunistic;  /* fewer chunks in flight while the application is active */
+    uint32_t faults;     /* tests only */
 } tz_mover_config;
 
-enum tz_transfer_side { TZ_SIDE_NONE = 0, TZ_SIDE_SOURCE = 1, TZ_SIDE_SINK = 2, TZ_SIDE_SESSION = 3 };
+enum tz_transfer_side {
+    TZ_SIDE_NONE = 0,
+    TZ_SIDE_SOURCE = 1,
+    TZ_SIDE_SINK = 2,
+    TZ_SIDE_SESSION = 3
+};
 
 typedef struct tz_transfer_report {
-    bool done;           /* ended, well or not */
-    int error;           /* 0 or -errno */
+    bool done; /* ended, well or not */
+    int error; /* 0 or -errno */
     enum tz_transfer_side side;
     uint64_t error_offset;
     uint64_t size, chunks;
-    uint64_t bytes_done;   /* of the dataset, holes included: for progress */
-    uint64_t bytes_read;   /* from the source */
+    uint64_t bytes_done; /* of the dataset, holes included: for progress */
+    uint64_t bytes_read; /* from the source */
     uint64_t bytes_written;
     uint64_t chunks_zero, chunks_direct, chunks_sidefile, chunks_mixed;
     uint64_t tracks_from_sidefile;
-    uint64_t chunks_ahead; /* claimed ahead of order, for the sidefile's sake */
-    uint32_t pressure;     /* used slots, now; 0 without a gate */
+    uint64_t chunks_ahead;         /* claimed ahead of order, for the sidefile's sake */
+    uint32_t pressure;             /* used slots, now; 0 without a gate */
     uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC; 0: not yet */
 } tz_transfer_report;
 
 int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config);
 tz_io_kind tz_mover_engine(const tz_mover *mover); /* of its workers */
 
-/* Adds a transfer before start; returns its number. Source and sink are taken over on success. `index`, room for ceil(size / chunk_size) entries, zero-filled, or NULL; it must live until destroy. */
+/* Adds a transfer before start; returns its number. Source and sink are taken over on success. `index`, room for
+ * ceil(size / chunk_size) entries, zero-filled, or NULL; it must live until destroy. -EINVAL when the source cannot be
+ * cut into chunks of this size, or the sink was made for another size; -EBUSY after start. */
 int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index);
 
 int tz_mover_start(tz_mover *mover);

@@ -21,7 +21,8 @@ class BufferSpace:
 class Mover:
     """Transfers of whole datasets, many chunks in flight, in C threads.
 
-    engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: default); rate: bytes a second (0: no limit).
+    engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: default);
+    rate: bytes a second (0: no limit).
     """
 
     def __init__(
