@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import time
@@ -145,12 +144,13 @@ def test_a_loop_device_and_its_file_are_one(image, tmp_path, loop):
     assert "loop stands on file" in line
 
 
-def test_a_disk_and_its_partition_overlap(tmp_path, loop):
+def test_a_disk_and_its_partition_overlap(tmp_path, loop, stack):
     disk = tmp_path / "disk"
-    entry = struct.pack("<B3xB3xII", 0, 0x83, 2048, 4096)  # of a DOS partition table: first sector, sectors
-    disk.write_bytes((bytes(446) + entry).ljust(510, b"\0") + b"\x55\xaa" + bytes(8 * MIB - 512))
+    disk.write_bytes(bytes(8 * MIB))
     device = loop(disk)
-    subprocess.run(["partx", "--update", device], timeout=TIMEOUT, check=True)
+    subprocess.run(["addpart", device, "1", "2048", "4096"], timeout=TIMEOUT, check=True)
+    # A detached loop device keeps its partitions, and whoever attaches it next gets them.
+    stack.callback(subprocess.run, ["delpart", device, "1"], timeout=TIMEOUT, check=True)
     number = Path(f"/sys/class/block/{device.name}p1/dev").read_text()
     part = tmp_path / "part"  # without udev the kernel knows the partition, and /dev does not
     os.mknod(part, stat.S_IFBLK | 0o600, os.makedev(*map(int, number.split(":"))))
