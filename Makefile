@@ -1,5 +1,7 @@
 # make build | test | demo | lint | asan | tsan | bench | fuzz | clean        (CONTRIBUTING.md)
 #
+# PYTEST="-k gate" and the like are handed to pytest.
+#
 # A bare Debian or Ubuntu machine needs make, a C compiler and Python 3.11 or later; the rest is installed (as root) or asked for.
 
 PYTHON ?= python3
@@ -36,7 +38,7 @@ system-all:
 
 test: system-all build
 	$(C_TESTS) SAN=none
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST)
 
 demo: system-all build
 	$(PY) demo/run.py
@@ -49,16 +51,23 @@ lint: build
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# The Python tests run against a package of their own, built with sanitizers. Python itself is full of intended leaks.
+# The Python tests run against a package of their own, built with sanitizers. Python itself is full of intended leaks, and
+# asks for impossible sizes on purpose. Reports go to files: pytest swallows what a dying process says, and tests may take
+# the death of a child for what they expected.
 ASAN := build/asan-venv
+REPORTS := $(CURDIR)/build/asan-reports
+ASAN_ENV := LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+            ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_exe_name=1:log_path=$(REPORTS)/asan \
+            UBSAN_OPTIONS=print_stacktrace=1:log_exe_name=1:log_path=$(REPORTS)/ubsan
 asan: system-all build
 	$(C_TESTS) SAN=asan
 	test -x $(ASAN)/bin/python || $(PYTHON) -m venv $(ASAN)
 	$(ASAN)/bin/python -m pip install -q -r $(VENV)/requirements.txt
 	rm -rf build/lib.* build/bdist.*
 	TIMEZERO_SANITIZE=address $(ASAN)/bin/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	    $(ASAN)/bin/python -m pytest --ignore=tests/unit/test_package.py
+	rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	$(ASAN_ENV) $(ASAN)/bin/python -m pytest --ignore=tests/unit/test_package.py $(PYTEST)
+	@cat $(REPORTS)/*.python* 2>/dev/null && exit 1 || echo "no sanitizer report"
 
 tsan: system build
 	$(C_TESTS) SAN=tsan

@@ -21,10 +21,18 @@ def run(*command: str | Path, timeout: float = 60) -> str:
 @contextmanager
 def _loop(file: Path, *options: str) -> Iterator[Path]:
     device = Path(run("losetup", "--find", "--show", *options, file).strip())
+    _forget_partitions(device)
     try:
         yield device
     finally:
+        _forget_partitions(device)
         run("losetup", "--detach", device)
+
+
+def _forget_partitions(device: Path) -> None:
+    """A loop device that is detached keeps the partitions that were added to it, for whoever gets it next."""
+    for entry in Path("/sys/block", device.name).glob("*/partition"):
+        run("delpart", device, entry.read_text().strip())
 
 
 @contextmanager

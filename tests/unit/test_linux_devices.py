@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from timezero import _linux
 from timezero._linux import devices
 
 MIB = 1 << 20
+TIMEOUT = 60
 Loop = Callable[..., Path]
 Mount = Callable[..., Path]
 
@@ -50,23 +52,32 @@ def test_mounts_of_a_device_and_of_its_file(tmp_path: Path, loop: Loop, mount: M
     assert _linux.mounts_of(loop(other)) == []
 
 
+def run(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=TIMEOUT)
+
+
 @contextmanager
-def partition(disk: Path, number: int, start: int, size: int) -> Iterator[Path]:
-    """A partition in the kernel's table alone: nothing is written to the disk. Bytes."""
-    numbers = [str(value) for value in (number, start // 512, size // 512)]
-    subprocess.run(["addpart", disk, *numbers], check=True, timeout=60)
+def partition(disk: Path, folder: Path, number: int, start: int, size: int) -> Iterator[Path]:
+    """A partition in the kernel's table alone: nothing is written to the disk. Bytes.
+
+    Its node is made here: in a container, nobody else does it.
+    """
+    run("addpart", disk, number, start // 512, size // 512)
     try:
-        yield disk.with_name(f"{disk.name}p{number}")
+        major, minor = Path(f"/sys/block/{disk.name}/{disk.name}p{number}/dev").read_text().split(":")
+        node = folder / f"partition-{number}"
+        os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(int(major), int(minor)))
+        yield node
     finally:
-        subprocess.run(["delpart", disk, numbers[0]], check=True, timeout=60)
+        run("delpart", disk, number)
 
 
 def test_a_partition_counts_for_its_disk_and_not_for_its_neighbour(
     tmp_path: Path, loop: Loop, mount: Mount, stack: ExitStack
 ) -> None:
     disk = loop(make_image(tmp_path / "disk", 17 * MIB, "ext4", offset=MIB))
-    first = stack.enter_context(partition(disk, 1, MIB, 16 * MIB))
-    second = stack.enter_context(partition(disk, 2, 0, MIB))
+    first = stack.enter_context(partition(disk, tmp_path, 1, MIB, 16 * MIB))
+    second = stack.enter_context(partition(disk, tmp_path, 2, 0, MIB))
     point = mount(first, tmp_path / "mounted")
     assert _linux.mounts_of(first) == [str(point)]
     assert _linux.mounts_of(disk) == [str(point)]
@@ -77,7 +88,7 @@ def test_a_whole_disk_that_is_mounted_counts_for_its_partition(
     tmp_path: Path, loop: Loop, mount: Mount, stack: ExitStack
 ) -> None:
     disk = loop(make_image(tmp_path / "disk", 16 * MIB, "ext4"))
-    part = stack.enter_context(partition(disk, 1, MIB, MIB))
+    part = stack.enter_context(partition(disk, tmp_path, 1, MIB, MIB))
     point = mount(disk, tmp_path / "mounted")
     assert _linux.mounts_of(part) == [str(point)]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -33,8 +33,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     python("-c", program, place, cwd=ROOT)
     [archive] = place.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(place, filter="data")
+    shutil.unpack_archive(archive, place)
     return place / archive.name.removesuffix(".tar.gz")
 
 
