@@ -147,7 +147,7 @@ static void fake_execute(tz_io *io, tz_io_op *op)
         fake_transfer_part(io, op);
         return;
     case TZ_IO_DATASYNC:
-        op->engine.result = fdatasync(op->fd) < 0 ? -errno : 0;
+        op->engine.result = 0; /* no test pulls the plug, and a real one would wait for the disk */
         break;
     case TZ_IO_FALLOCATE:
         op->engine.result = fallocate(op->fd, (int)op->arg, (off_t)op->offset, (off_t)op->length) < 0 ? -errno : 0;
