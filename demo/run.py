@@ -1,9 +1,9 @@
 """Two busy volumes, one T0 backup of both, both restored, and proof that does not rest on timezero's own bookkeeping.
 
-    volume `files`     a real ext4, mounted (root: nbdfuse and a loop device; otherwise at rest), busy with file activity
-    volume `blocks`    writers over NBD at depth, each sector self-describing, every write logged
+volume `files`     a real ext4, mounted (root: nbdfuse, a loop device; otherwise at rest), busy with file activity
+volume `blocks`    writers over NBD at depth, each sector self-describing, every write logged
 
-    python demo/run.py [--size MIB] [--keep DIRECTORY]
+python demo/run.py [--size MIB] [--keep DIRECTORY]
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ def report(demo: Demo, backup: dict[str, Any], load: Load, begin: int, window: l
     times, datasets = backup["suspension"], backup["datasets"]
     total = sum(d["size"] for d in datasets)
     rows = [
-        ("suspension", f"{times['total_us']} us: drain {times['drain_us']}, map {times['map_us']}, install {times['install_us']}"),
+        (
+            "suspension",
+            f"{times['total_us']} us: drain {times['drain_us']}, map {times['map_us']}, install {times['install_us']}",
+        ),
         ("throughput", f"{total / backup['seconds'] / 1e6:.0f} MB/s ({total // MIB} MiB in {backup['seconds']:.2f} s)"),
         ("writes intercepted", f"{sum(d['intercepted'] for d in datasets)}"),
         ("sidefile high-water mark", f"{sum(d['sidefile_high_water_bytes'] for d in datasets) / MIB:.1f} MiB"),

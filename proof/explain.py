@@ -23,7 +23,10 @@ FILL_CONNECTION = 0xFFFFFFFF
 NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 RECORD = np.dtype(
-    [("sequence", "<u8"), ("start", "<u8"), ("acknowledged", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("kind", "<u4")]
+    [
+        *((name, "<u8") for name in ("sequence", "start", "acknowledged", "offset")),
+        *((name, "<u4") for name in ("length", "kind")),
+    ]
 )
 HEAD = np.dtype([("magic", "<u8"), ("volume", "<u4"), ("connection", "<u4"), ("offset", "<u8"), ("sequence", "<u8")])
 
@@ -186,7 +189,7 @@ def _judge_torn(verdict, label, updates, update, cell, first, named, position, f
 
 
 def _explain_zeros(verdict: Verdict, volumes: list[_Cells]) -> None:
-    """Find an instant in the verdict's interval that lies in some interval of every zero cell; narrows the verdict to it."""
+    """Narrow the verdict to an instant of its interval that is in some interval of every zero cell."""
     low, high = np.uint64(verdict.earliest), np.uint64(verdict.latest)
     candidates = {int(low), int(high)}
     doubtful = []

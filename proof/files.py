@@ -1,8 +1,8 @@
 """File activity with a ledger, and the judge of a restored file system.
 
-The ledger notes for each path every state it was brought to: when the change began and when an fsync had made it durable
-(CLOCK_MONOTONIC). A file system that crashed at T0 owes us each state that was durable before T0 and that nobody had
-begun to change by then. It owes nothing about the others.
+The ledger notes for each path every state it was brought to: when the change began and when an fsync had made it
+durable (CLOCK_MONOTONIC). A file system that crashed at T0 owes us each state that was durable before T0 and that
+nobody had begun to change by then. It owes nothing about the others.
 
 Shares no code with timezero.
 """
@@ -92,10 +92,12 @@ def machine_files(count: int, most_bytes: int) -> list[Path]:
 class Activity(threading.Thread):
     """Unpacks, renames, deletes and appends under a folder until it is stopped; some of it with fsync, as programs do.
 
-    After `join`, `error` holds what ended it early, if anything did: an application must not see errors during a backup.
+    After `join`, `error` holds what ended it early, if anything did: no application may see errors during a backup.
     """
 
-    def __init__(self, root: Path, source: Iterable[Path], ledger: Ledger, *, prefix: str = "busy", seed: int = 1) -> None:
+    def __init__(
+        self, root: Path, source: Iterable[Path], ledger: Ledger, *, prefix: str = "busy", seed: int = 1
+    ) -> None:
         super().__init__(name="file-activity", daemon=True)
         self.root, self.source, self.ledger, self.prefix = root, list(source), ledger, prefix
         self.random = random.Random(seed)
@@ -126,7 +128,7 @@ class Activity(threading.Thread):
             while not self.stopping.is_set():
                 self.random.choice(steps if self._files else [self._unpack])()
                 self.operations += 1
-        except BaseException as error:  # noqa: BLE001 - kept for the caller, who judges it
+        except BaseException as error:  # kept for the caller, who judges it
             self.error = error
 
     def stop(self) -> None:

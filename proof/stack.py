@@ -1,4 +1,4 @@
-"""A real file system on a served volume without a kernel NBD client: nbdfuse gives a file, a loop device gives a disk, mount.
+"""A real file system on a served volume without a kernel NBD client: nbdfuse gives a file, a loop device a disk.
 
 Needs root. Everything is taken down again in reverse order, also after a failure.
 """
@@ -45,7 +45,8 @@ def fuse_file(uri: str, folder: Path) -> Iterator[Path]:
         end = time.monotonic() + TIMEOUT
         while not (folder / "volume").exists():
             if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"nbdfuse {uri}: {process.communicate()[1] if process.poll() is not None else 'no file'}")
+                why = "no file" if process.poll() is None else process.communicate()[1]
+                raise RuntimeError(f"nbdfuse {uri}: {why}")
             time.sleep(0.02)
         yield folder / "volume"
     finally:

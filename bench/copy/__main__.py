@@ -2,8 +2,8 @@
 
     python -m bench.copy [--size 8G] [--rounds 3] [--directory DIR] [--json FILE]
 
-dd at block sizes of 64 KiB to 16 MiB, and the best of them; qemu-img with 16 coroutines; nbdcopy reading through nbdkit's file
-plugin. Every target is a new file. timezero computes and keeps nothing less than usual: digests are on.
+dd at block sizes of 64 KiB to 16 MiB, and the best of them; qemu-img with 16 coroutines; nbdcopy reading through
+nbdkit's file plugin. Every target is a new file. timezero computes and keeps nothing less than usual: digests are on.
 """
 
 from __future__ import annotations

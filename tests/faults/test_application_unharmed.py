@@ -42,9 +42,7 @@ class World:
 
     def backup(self, rate: str) -> subprocess.Popen[str]:
         """Starts a backup and returns when some of its data has reached the repository."""
-        process = self.start(
-            "backup", "--repo", self.repo, "--control", self.served.control, "--rate", rate, "data"
-        )
+        process = self.start("backup", "--repo", self.repo, "--control", self.served.control, "--rate", rate, "data")
         until = time.monotonic() + TIMEOUT
         while not any(path.stat().st_size for path in self.repo.glob("packs/*")):
             assert process.poll() is None, process.communicate()
@@ -132,7 +130,7 @@ def test_a_mover_that_is_stuck_costs_the_application_nothing(world):
     time.sleep(2.0)
     end = time.monotonic_ns()
     process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=TIMEOUT)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     w.load.stop()
     assert w.acknowledged(begin, end) > 1500  # of 2 connections x 1000 a second x 2 s, however noisy the machine

@@ -1,4 +1,4 @@
-"""The oracle itself must be able to fail: images replayed from a log up to an instant, then broken in every way it claims to notice."""
+"""The oracle must be able to fail: images replayed up to an instant, then broken in every way it claims to notice."""
 
 from __future__ import annotations
 

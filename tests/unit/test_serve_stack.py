@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from timezero._linux import stack
 from timezero.config import VolumeConfig
 from timezero.errors import UsageError
-from timezero._linux import stack
 from timezero.subsystem.sidefile import check_directory
 from timezero.subsystem.volumes import check_overlaps
 

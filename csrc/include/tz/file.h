@@ -21,12 +21,12 @@ enum {
 typedef struct tz_file {
     int fd;
     bool block_device;
-    bool direct;          /* O_DIRECT is on; offsets, lengths and memory must obey the alignments */
+    bool direct; /* O_DIRECT is on; offsets, lengths and memory must obey the alignments */
     bool writable;
-    uint32_t memory_align; /* of buffers; 1 when buffered */
-    uint32_t offset_align; /* of offsets and lengths; a power of two; 1 when buffered */
-    uint32_t block_size;   /* preferred I/O grain in bytes (st_blksize or the device's physical sector) */
-    uint64_t size;         /* bytes, as of opening */
+    uint32_t memory_align;  /* of buffers; 1 when buffered */
+    uint32_t offset_align;  /* of offsets and lengths; a power of two; 1 when buffered */
+    uint32_t block_size;    /* preferred I/O grain in bytes (st_blksize or the device's physical sector) */
+    uint64_t size;          /* bytes, as of opening */
     uint64_t device, inode; /* identity: st_dev and st_ino, or st_rdev and 0 for a block device */
 } tz_file;
 

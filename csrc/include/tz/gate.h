@@ -28,10 +28,10 @@ typedef struct tz_session tz_session;       /* one volume's part of a session */
 typedef struct tz_suspension tz_suspension; /* one group's passage from close to open */
 
 typedef struct tz_session_config {
-    uint64_t track_size;    /* bytes, power of two, 4 KiB to 1 MiB */
-    uint64_t memory_bytes;  /* cap of all memory the session takes: tables, track bits, read buffers; the rest is memory tier */
-    uint64_t file_bytes;    /* cap of the file tier; 0: none */
-    int file_fd;            /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
+    uint64_t track_size;   /* bytes, power of two, 4 KiB to 1 MiB */
+    uint64_t memory_bytes; /* cap of all the session takes: tables, track bits, read buffers; the rest: memory tier */
+    uint64_t file_bytes;   /* cap of the file tier; 0: none */
+    int file_fd;           /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
     const uint64_t *domain; /* bit a track, copied; NULL: the whole volume */
     uint32_t low_percent;   /* of slots; 0 = 25 */
     uint32_t high_percent;  /* of slots; 0 = 80 */
@@ -85,8 +85,10 @@ typedef struct tz_suspension_times {
 int tz_suspension_create(tz_suspension **out, tz_session *const *sessions, uint32_t count);
 int tz_suspension_close(tz_suspension *suspension, uint64_t deadline_ns); /* returns when drained */
 int tz_suspension_install(tz_suspension *suspension);
-int tz_suspension_open(tz_suspension *suspension); /* -ETIMEDOUT: some gate had opened by itself; all sessions are punctured (GATE) */
-void tz_suspension_abort(tz_suspension *suspension); /* between steps: opens what is closed; installed sessions are punctured (GATE) */
+/* -ETIMEDOUT: some gate had opened by itself; all sessions are punctured (GATE). */
+int tz_suspension_open(tz_suspension *suspension);
+/* Between steps: opens what is closed; installed sessions are punctured (GATE). */
+void tz_suspension_abort(tz_suspension *suspension);
 void tz_suspension_times_get(const tz_suspension *suspension, tz_suspension_times *out);
 void tz_suspension_destroy(tz_suspension *suspension);
 

@@ -36,10 +36,10 @@
 
 #include "tz/common.h"
 
-#define TZ_SESSION_MAGIC UINT64_C(0x305a454d495420) /* " TIMEZ0" */
+#define TZ_SESSION_MAGIC  UINT64_C(0x305a454d495420) /* " TIMEZ0" */
 #define TZ_SESSION_LAYOUT 1
 
-#define TZ_SLOT_NONE UINT32_MAX
+#define TZ_SLOT_NONE     UINT32_MAX
 #define TZ_TRACKS_A_WORD 32
 
 enum tz_session_state {
@@ -51,12 +51,12 @@ enum tz_session_state {
 
 enum tz_puncture_reason {
     TZ_PUNCTURE_NONE = 0,
-    TZ_PUNCTURE_CAP = 1,        /* the sidefile is at its cap */
-    TZ_PUNCTURE_READ = 2,       /* a before-image could not be read from the volume */
-    TZ_PUNCTURE_SIDEFILE = 3,   /* the file tier could not be written */
-    TZ_PUNCTURE_PROTOCOL = 4,   /* the mover wrote nonsense into shared memory */
-    TZ_PUNCTURE_MOVER = 5,      /* the control connection went, or the session was cancelled */
-    TZ_PUNCTURE_GATE = 6,       /* the gate had reopened before the session was installed everywhere */
+    TZ_PUNCTURE_CAP = 1,      /* the sidefile is at its cap */
+    TZ_PUNCTURE_READ = 2,     /* a before-image could not be read from the volume */
+    TZ_PUNCTURE_SIDEFILE = 3, /* the file tier could not be written */
+    TZ_PUNCTURE_PROTOCOL = 4, /* the mover wrote nonsense into shared memory */
+    TZ_PUNCTURE_MOVER = 5,    /* the control connection went, or the session was cancelled */
+    TZ_PUNCTURE_GATE = 6,     /* the gate had reopened before the session was installed everywhere */
 };
 
 /* One live before-image. Written by the gate alone. */
@@ -89,18 +89,18 @@ typedef struct tz_session_header {
     _Alignas(TZ_CACHE_LINE) _Atomic uint32_t state; /* enum tz_session_state */
     _Atomic uint32_t puncture;                      /* enum tz_puncture_reason */
     _Atomic uint32_t used_slots;                    /* pressure */
-    _Atomic uint32_t unlinks; /* odd while a slot is being taken out of its bucket */
+    _Atomic uint32_t unlinks;                       /* odd while a slot is being taken out of its bucket */
     _Atomic uint64_t updates; /* updates issued on the volume since install: the application's activity */
 
     /* Cold: for reports. */
-    _Alignas(TZ_CACHE_LINE) _Atomic uint64_t intercepted;  /* updates that were held at least once */
-    _Atomic uint64_t images;      /* before-images saved in slots */
-    _Atomic uint64_t zero_images; /* before-images that were all zero and took no slot */
-    _Atomic uint64_t file_images; /* of images: those that went to the file tier */
-    _Atomic uint64_t self_freed;  /* slots the gate freed itself: the mover already held T0 */
-    _Atomic uint64_t delayed;     /* updates delayed past the high mark */
-    _Atomic uint32_t high_water;  /* most slots ever used at once */
-    _Atomic uint64_t held_ns;     /* sum and maximum of the time that updates were held */
+    _Alignas(TZ_CACHE_LINE) _Atomic uint64_t intercepted; /* updates that were held at least once */
+    _Atomic uint64_t images;                              /* before-images saved in slots */
+    _Atomic uint64_t zero_images;                         /* before-images that were all zero and took no slot */
+    _Atomic uint64_t file_images;                         /* of images: those that went to the file tier */
+    _Atomic uint64_t self_freed;                          /* slots the gate freed itself: the mover already held T0 */
+    _Atomic uint64_t delayed;                             /* updates delayed past the high mark */
+    _Atomic uint32_t high_water;                          /* most slots ever used at once */
+    _Atomic uint64_t held_ns;                             /* sum and maximum of the time that updates were held */
     _Atomic uint64_t held_max_ns;
 } tz_session_header;
 

@@ -80,18 +80,18 @@ struct tz_request {
 typedef struct tz_volume_config {
     const char *path;
     bool read_only;
-    bool buffered;       /* do not use O_DIRECT */
-    bool lock;           /* take the exclusive lock (flock on a file, O_EXCL on a device) */
-    uint32_t faults;     /* tests only: TZ_FAULT_* of tz/faults.h */
+    bool buffered;   /* do not use O_DIRECT */
+    bool lock;       /* take the exclusive lock (flock on a file, O_EXCL on a device) */
+    uint32_t faults; /* tests only: TZ_FAULT_* of tz/faults.h */
 } tz_volume_config;
 
 typedef struct tz_volume_stats {
     uint64_t reads, writes, flushes, trims, zeroes; /* requests completed */
     uint64_t read_bytes, written_bytes;
     uint64_t errors;
-    uint64_t held;         /* updates held now, by a closed gate or for a before-image */
-    uint64_t in_flight;    /* updates issued and not completed, now */
-    uint32_t sessions;     /* installed now */
+    uint64_t held;      /* updates held now, by a closed gate or for a before-image */
+    uint64_t in_flight; /* updates issued and not completed, now */
+    uint32_t sessions;  /* installed now */
 } tz_volume_stats;
 
 /* [any, before the engine runs it] -EBUSY: locked by another server; -EROFS, -ENOTSUP and what open says. */
