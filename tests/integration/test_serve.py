@@ -16,6 +16,7 @@ from timezero import session
 
 MIB = 1 << 20
 TIMEOUT = 60.0
+FOREIGN = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # a sanitizer is for our code alone
 
 
 @pytest.fixture
@@ -42,7 +43,9 @@ def sockets(directory):
 
 
 def nbd_size(uri):
-    done = subprocess.run(["nbdinfo", "--json", uri], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    done = subprocess.run(
+        ["nbdinfo", "--json", uri], capture_output=True, text=True, timeout=TIMEOUT, check=True, env=FOREIGN
+    )
     return json.loads(done.stdout)["exports"][0]["export-size"]
 
 
@@ -277,7 +280,7 @@ def test_what_was_acknowledged_before_the_end_is_in_the_file(serve, image):
     server = serve({"disk": image})
     writer = subprocess.Popen(
         ["qemu-io", "-f", "raw", "-t", "none", server.nbd_uri("disk")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=FOREIGN,
     )  # fmt: skip
     try:
         writer.stdin.write("write -P 0xab 12288 65536\n")
@@ -298,7 +301,10 @@ def test_connections_are_limited(serve, image, tmp_path):
     config.write_text("[limits]\nconnections = 1\n")
     server = serve({"disk": image}, config=config)
     client = subprocess.Popen(
-        ["qemu-io", "-f", "raw", server.nbd_uri("disk")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        ["qemu-io", "-f", "raw", server.nbd_uri("disk")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=FOREIGN,
     )
     try:
         deadline = time.monotonic() + TIMEOUT
@@ -306,10 +312,11 @@ def test_connections_are_limited(serve, image, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         second = subprocess.run(
-            ["nbdcopy", server.nbd_uri("disk"), "null:"], capture_output=True, timeout=TIMEOUT, check=False
+            ["nbdcopy", server.nbd_uri("disk"), "null:"], capture_output=True, timeout=TIMEOUT, check=False, env=FOREIGN
         )
         assert second.returncode != 0
     finally:
+        client.kill()
         client.communicate(timeout=TIMEOUT)
 
 

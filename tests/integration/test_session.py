@@ -18,6 +18,7 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 TIMEOUT = 60.0
 DEADLINE_US = 20_000_000  # of suspensions that are to succeed, however busy the machine
+SHORT_US = 500_000  # enough to close and to drain, and to be slept over
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_a_connection_that_goes_with_gates_closed_opens_them(stepping, write):
 def test_a_deadline_that_passed_fails_and_the_application_runs_on(stepping, write):
     server, client = stepping
     loads = write(server, "db")
-    close_gates(client, 50_000)
+    close_gates(client, SHORT_US)
     writes_go_on(server)  # the gate opened by itself
     with pytest.raises(DeadlineError):
         client.call("install", session="steps")
@@ -250,7 +251,7 @@ def test_a_deadline_that_passed_fails_and_the_application_runs_on(stepping, writ
 
 def test_an_owner_that_sleeps_over_its_deadline_blocks_nobody(stepping):
     server, client = stepping
-    close_gates(client, 1000)
+    close_gates(client, SHORT_US)
     with session.prepare(server.control, ["db", "log"]) as other:
 
         def suspended():
