@@ -12,7 +12,7 @@ C_TESTS := $(MAKE) --no-print-directory -j$(JOBS) -C tests/c run
 
 # Folders are in the list for the sake of files that go away.
 NATIVE := setup.py pyproject.toml src/timezero/_linux/_build.py \
-          $(wildcard src/timezero/_native/*.pyx src/timezero/_native/*.pxd csrc/*/*.c csrc/*/*.h csrc/include/tz/*.h csrc/*)
+          $(wildcard src/timezero/_native/*.pyx src/timezero/_native/*.px[di] csrc/*/*.c csrc/*/*.h csrc/include/tz/*.h csrc/*)
 
 build: $(VENV)/.built
 
