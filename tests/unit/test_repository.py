@@ -23,6 +23,7 @@ from timezero.repository import (
     names,
     store,
 )
+from timezero.repository import prune as prune_module
 from timezero.repository.locks import FileLock
 
 CHUNK = 1 << 20
@@ -363,6 +364,33 @@ def test_prune_leaves_a_running_backup_alone(repository: Repository) -> None:
         assert pack.exists()
         with pytest.raises(UsageError):
             repository.prune(points=(writer.id,))  # it is no recovery point yet
+
+
+@pytest.mark.parametrize("moment", ["before its lock", "after its lock"])
+def test_prune_meets_a_backup_that_removes_itself(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A backup that fails sweeps what is its own while a prune runs; neither is an error of the prune."""
+    victim, kept = commit(repository, "a"), commit(repository, "a")
+    failing = repository.begin()
+    lock = prune_module._lock
+
+    def lock_late(at: Repository, point_id: str) -> FileLock:
+        if point_id != failing.id:
+            return lock(at, point_id)
+        if moment == "before its lock":
+            failing.abort()
+            return lock(at, point_id)
+        failing._release()
+        held = lock(at, point_id)
+        failing.abort()
+        return held
+
+    monkeypatch.setattr(prune_module, "_lock", lock_late)
+    report = repository.prune(keep=1)
+    assert report.removed == [victim] and report.kept == [kept]
+    assert repository.directories() == [kept]
+    assert [names.pack_owner(name) for name in os.listdir(repository.packs_path)] == [kept]
 
 
 def test_prune_stops_at_a_manifest_it_cannot_read(repository: Repository) -> None:

@@ -73,6 +73,8 @@ def _prune(repository: Repository, victims: list[str], stack: ExitStack) -> Prun
             report.swept.append(point_id)
         except LockedError:
             report.running.append(point_id)
+        except FileNotFoundError:
+            continue  # a backup that fails removes what is its own without our lock
     needed = {pack.name for point in survivors for pack in point.manifest.packs}
     _remove_packs(repository, needed, report)
     for point_id in victims + report.swept:

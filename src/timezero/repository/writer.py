@@ -142,9 +142,10 @@ def sweep(repository: Repository, point_id: str) -> int:
 
 
 def remove_point_directory(repository: Repository, point_id: str) -> None:
-    """Remove recovery-points/<id> and the files in it, its lock last."""
+    """Remove recovery-points/<id> and the files in it, its lock last; its own backup may be quicker."""
     directory = os.path.join(repository.points_path, point_id)
-    for name in sorted(os.listdir(directory), key=lambda name: name == names.LOCK_FILE):
-        durable.remove(os.path.join(directory, name))
-    os.rmdir(directory)
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory), key=lambda name: name == names.LOCK_FILE):
+            durable.remove(os.path.join(directory, name))
+        os.rmdir(directory)
     durable.sync_directory(repository.points_path)
