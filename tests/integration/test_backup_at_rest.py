@@ -187,6 +187,28 @@ def test_first_backup_killed_at_any_moment(tmp_path: Path, repo: Path) -> None:
     assert len(os.listdir(repo / "recovery-points")) == len(os.listdir(repo / "packs")) == 1
 
 
+def test_interrupted_at_any_moment(tmp_path: Path, repo: Path) -> None:
+    source = image(tmp_path / "a", 4 * MIB)
+    expected = 0
+    for step in range(14):
+        command = [*COMMAND, "backup", "--repo", str(repo), str(source), "--rate", "32M"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        time.sleep(0.06 + 0.03 * step)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        # -SIGTERM: it came before Python was up.
+        assert process.returncode in (0, 130, -signal.SIGTERM), err
+        assert b"Traceback" not in err
+        expected += process.returncode == 0
+    succeed("backup", "--repo", repo, source)
+    points = [point["id"] for point in succeed("list", "--repo", repo)["points"]]
+    # One whose interrupt came between its commit and its end is there as well: whole.
+    assert len(points) >= expected + 1
+    assert succeed("verify", "--repo", repo)["intact"]
+    assert sorted(os.listdir(repo / "recovery-points")) == points
+    assert len(os.listdir(repo / "packs")) == len(points)
+
+
 def test_a_part_that_fails_is_recorded(tmp_path: Path, repo: Path) -> None:
     good, bad = image(tmp_path / "good", 4 * MIB), image(tmp_path / "bad", 4 * MIB, seed=2)
     process = started(repo, good, bad)

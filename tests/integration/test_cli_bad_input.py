@@ -110,6 +110,8 @@ CASES = [
     ("restore --repo repo latest/a.img existing.img", 1, "--force"),
     ("restore --repo repo latest/a.img nowhere/new.img", 1, "there is no directory"),
     ("restore --repo repo latest .", 1, "--force"),
+    ("restore --repo repo latest/a.img repo/packs/new.img", 2, "in the repository"),
+    ("restore --repo repo latest repo/packs", 2, "in the repository"),
     ("prune --repo repo --keep 0", 2, "at least one"),
     ("prune --repo repo --keep x", 2, "not a number"),
     ("prune --repo repo --point nonsense", 2, "no recovery point"),

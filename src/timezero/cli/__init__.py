@@ -1,5 +1,6 @@
-"""The command line: thin over the Python API. Exit codes are those of timezero.errors, 2 for usage, 130 when
-interrupted.
+"""The command line, thin over the Python API.
+
+Exit codes are those of timezero.errors; 2 for usage, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -16,27 +17,25 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    from timezero.cli import parser
-    from timezero.cli.output import Output
-
-    options = parser.parse(arguments)
-    output = Output(json=options.json)
-    if options.command != "serve":
-        _catch_signals()
+    _catch_signals()
     try:
-        return _run(options, output)
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED  # before there was anything to say
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell, and the interpreter must not try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         return EXIT_FAILED
 
 
-def _run(options: object, output: object) -> int:
+def _run(arguments: Sequence[str] | None) -> int:
+    from timezero.cli import parser
     from timezero.cli.commands import run
     from timezero.cli.output import Output
     from timezero.errors import TimezeroError
 
-    assert isinstance(output, Output)
+    options = parser.parse(arguments)
+    output = Output(json=options.json)
     try:
         return run(options, output)
     except TimezeroError as error:
@@ -62,7 +61,8 @@ def _describe(error: OSError | MemoryError) -> str:
 def _catch_signals() -> None:
     """SIGINT, SIGTERM and SIGHUP interrupt once; while we clean up, more of them change nothing.
 
-    A signal that was ignored when we were started (nohup, a job in the background) stays ignored.
+    `serve` puts its own in their place. A signal that was ignored when we were started (nohup, a job in the
+    background) stays ignored.
     """
     caught = [
         number

@@ -51,9 +51,7 @@ class Transfer:
 
     @property
     def is_fatal(self) -> bool:
-        """Did it end in a way that leaves no hope for the others of its group: in the target they share, or
-        punctured?
-        """
+        """Did it end in a way that the others of its group share: in their common target, or punctured?"""
         error = abs(int(self.report["error"]))
         return bool(error) and (self.report["side"] == "sink" or error in _FATAL)
 
@@ -89,8 +87,9 @@ def in_words(name: str) -> Iterator[None]:
 
 
 class Moving:
-    """A mover and its buffer space, for some transfers of one chunk size. A context manager: leaving it cancels,
-    waits and frees.
+    """A mover and its buffer space, for transfers of one chunk size.
+
+    A context manager: leaving it cancels what still runs, waits, and frees everything.
     """
 
     def __init__(self, options: MoverOptions, chunk_size: int) -> None:
@@ -135,8 +134,9 @@ class Moving:
         return transfer
 
     def run(self, watch: Callable[[int], None]) -> None:
-        """Move everything. `watch` is called several times a second with the bytes done; what it raises ends the
-        job.
+        """Move everything.
+
+        `watch` is called several times a second with the bytes done; what it raises ends the job.
         """
         try:
             self._mover.start()

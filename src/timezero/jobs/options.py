@@ -77,9 +77,7 @@ class SessionOptions:
 
 
 def check_sizes(track_size: int, chunk_size: int) -> None:
-    """Tracks are a power of two from 4 KiB to 1 MiB, chunks a power of two multiple of them up to 16 MiB. Raises
-    UsageError.
-    """
+    """Tracks are a power of two from 4 KiB to 1 MiB, chunks one from the track size to 16 MiB. Raises UsageError."""
     if not 4096 <= track_size <= 1 << 20 or track_size & (track_size - 1):
         raise UsageError(f"a track of {track_size} bytes: it must be a power of two from 4 KiB to 1 MiB")
     if not track_size <= chunk_size <= 16 << 20 or chunk_size & (chunk_size - 1):

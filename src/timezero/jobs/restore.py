@@ -60,6 +60,7 @@ def restore(
         places = _places(stack, recovery_point, chosen, target)
         for path in places.values():
             targets.check_target(path, force=force)
+            _check_outside(repository, path)
             if path != targets.STREAM:
                 targets.check_apart(path, "the target", _sources(repository))
         return _Restore(stack, recovery_point, chosen, places, force).run(mover or MoverOptions(), progress)
@@ -93,6 +94,12 @@ def _file_name(dataset: str) -> str:
 def _remove_if_empty(directory: str) -> None:
     with suppress(OSError):  # restored files are in it
         os.rmdir(directory)
+
+
+def _check_outside(repository: str, path: str) -> None:
+    root = os.path.realpath(repository)
+    if path != targets.STREAM and os.path.commonpath([root, os.path.realpath(path)]) == root:
+        raise UsageError(f"{path}: the target lies in the repository: choose another place")
 
 
 def _sources(repository: str) -> list[tuple[str, str, Identity]]:

@@ -34,8 +34,9 @@ _WORDS, _PACK_WORD, _LENGTH_WORD = ENTRY_BYTES // 4, 2, 3
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was written. dataset: None for a whole recovery point; offset: bytes, None for
-    all of a dataset.
+    """Something that is not as it was written.
+
+    dataset: None for a whole recovery point. offset: bytes, None for all of a dataset.
     """
 
     point: str
@@ -131,9 +132,7 @@ class _Verification:
         self._meter.update(self._result.size)
 
     def _chunks(self, record: DatasetRecord, entries: bytes, packs: Mapping[int, int], before: int) -> None:
-        """Check all chunks. A transfer ends at its first damaged one, so what lies around that is checked again on
-        its own.
-        """
+        """Check all chunks. A transfer ends at a damaged one: what lies before and behind is checked on its own."""
         ranges = [(0, len(entries) // ENTRY_BYTES)] if entries else []
         found = 0
         while ranges:

@@ -13,8 +13,9 @@ _POLL_S = 0.05
 
 
 class FileLock:
-    """A lock on one file, held until close. Raises LockedError when somebody else has it for longer than `patience`
-    seconds.
+    """A lock on one file, held until close.
+
+    Raises LockedError, with `what` as its text, when somebody else has it for longer than `patience` seconds.
     """
 
     def __init__(self, path: str, *, shared: bool, what: str, patience: float = 0, create: bool = False) -> None:

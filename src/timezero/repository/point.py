@@ -15,9 +15,7 @@ class RecoveryPoint:
     """One committed backup: its manifest, its indexes, its packs. Immutable; several readers may share it."""
 
     def __init__(self, root: str, point_id: str, repository_id: str) -> None:
-        """Read the manifest. FileNotFoundError when the recovery point does not exist; VerificationError when it is
-        damaged.
-        """
+        """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged."""
         self.id = point_id
         self._directory = os.path.join(root, names.POINTS_DIR, point_id)
         self._packs = os.path.join(root, names.PACKS_DIR)

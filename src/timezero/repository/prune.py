@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PruneReport:
-    """What a prune did: ids of recovery points kept, removed, swept (left by backups that died), and running; packs
-    and bytes.
-    """
+    """What a prune did. Ids: recovery points kept and removed, remains of dead backups swept, backups running."""
 
     kept: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)

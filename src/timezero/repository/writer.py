@@ -28,8 +28,9 @@ _PUBLISH_PATIENCE_S = 600.0
 
 
 class PointWriter:
-    """A recovery point that is being written. A context manager: leaving it without `commit` removes everything of
-    it.
+    """A recovery point that is being written.
+
+    A context manager: leaving it without `commit` removes everything of it.
     """
 
     def __init__(self, repository: Repository) -> None:
