@@ -62,7 +62,9 @@ class Transfer:
             return None
         offset, side = self.report["error_offset"], self.report["side"]
         if code == errno.ESTALE:
-            return PunctureError(f"{self.source}: the session was punctured: T0 is lost, nothing was committed")
+            return PunctureError(
+                f"{self.source}: the session was punctured: T0 is lost, nothing was committed: use a larger sidefile or a faster target"
+            )
         if code == errno.EBADMSG:
             return VerificationError(
                 f"{self.source}: damaged at byte {offset}: the stored data does not match its digest"
