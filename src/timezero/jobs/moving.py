@@ -63,7 +63,8 @@ class Transfer:
         offset, side = self.report["error_offset"], self.report["side"]
         if code == errno.ESTALE:
             return PunctureError(
-                f"{self.source}: the session was punctured: T0 is lost, nothing was committed: use a larger sidefile or a faster target"
+                f"{self.source}: the session was punctured: T0 is lost, nothing was committed; the application was not "
+                "harmed; a larger sidefile or a faster target helps"
             )
         if code == errno.EBADMSG:
             return VerificationError(
