@@ -14,6 +14,9 @@ C_TESTS := $(MAKE) --no-print-directory -j$(JOBS) -C tests/c run
 NATIVE := setup.py pyproject.toml src/timezero/_linux/_build.py \
           $(wildcard src/timezero/_native/*.pyx src/timezero/_native/*.px[di] csrc/*/*.c csrc/*/*.h csrc/include/tz/*.h csrc/*)
 
+# What a user's environment does not have either: with it, a lost write at exit would not show.
+unexport PYTHONUNBUFFERED
+
 build: $(VENV)/.built
 
 # Stamps are in .venv, so that they go with it. bootstrap.sh looks every time: it takes a tenth of a second.

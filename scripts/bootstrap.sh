@@ -36,6 +36,7 @@ if [ "${1:-}" = all ]; then
     have_tool qemu-io || need qemu-utils
     have_tool qemu-storage-daemon || need qemu-system-common
     have_tool nbdkit || need nbdkit
+    have_tool file || need file # without it, nbdinfo describes an export by bytes that are no text
     { have_tool nbdfuse && have_tool nbdinfo; } || need libnbd-bin
     have_tool fusermount3 || need fuse3
     have_tool fio || need fio

@@ -38,10 +38,7 @@ def _which(name: str) -> str:
 def _run(*argv: str | Path, timeout: float = TIMEOUT, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output is text. A failure says what it printed."""
     command = [_which(str(argv[0])), *map(str, argv[1:])]
-    # nbdinfo shows what file(1) takes random content for, in whatever bytes.
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
     if check and done.returncode != 0:
         pytest.fail(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done

@@ -174,6 +174,7 @@ def test_the_command_line_adds_to_the_file_and_overrides_it(write, tmp_path, mon
 
 
 def test_defaults_and_environment(monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     monkeypatch.setenv("TIMEZERO_CONTROL", "/run/elsewhere.sock")
     monkeypatch.setenv("TIMEZERO_IO", "threads")
     plain = parse("--volume", "a=x")

@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from timezero.streams import tell
 from timezero.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class Output:
     def result(self, document: Callable[[], Any], text: Callable[[], str]) -> None:
         """Print the result, as a document or as text."""
         self.end_bar()
-        stream = sys.stderr if self.to_stderr else sys.stdout
-        if self.json:
-            print(json.dumps(document(), indent=None if self.to_stderr else 1), file=stream, flush=True)
-        elif rendered := text():
-            print(rendered, file=stream, flush=True)
+        rendered = json.dumps(document(), indent=None if self.to_stderr else 1) if self.json else text()
+        if self.to_stderr and rendered:
+            tell(rendered + "\n")
+        elif rendered:
+            print(rendered, flush=True)
 
     def failed(self, message: str, exit_code: int, result: Any = None) -> None:
         """One line on stderr; with json also a document, with what was done all the same."""
@@ -55,17 +55,17 @@ class Output:
     def line(self, text: str) -> None:
         """A line on stderr."""
         self.end_bar()
-        _stderr(plain(text) + "\n")
+        tell(plain(text) + "\n")
 
     def end_bar(self) -> None:
         """Leave the progress bar's line."""
         if self._bar:
             self._bar = False
-            _stderr("\r\x1b[K")
+            tell("\r\x1b[K")
 
     def progress(self) -> Callable[[Progress], None]:
         """A callback that shows progress: a bar on a terminal, lines of JSON or text at intervals elsewhere."""
-        terminal = sys.stderr.isatty() and not self.json
+        terminal = sys.stderr is not None and sys.stderr.isatty() and not self.json
         interval = _JSON_S if self.json else _BAR_S if terminal else _LINE_S
         shown = time.monotonic() - (interval if terminal else 0.0)
         phase = ""
@@ -78,20 +78,14 @@ class Output:
                 return
             shown, phase = now, progress.phase
             if self.json:
-                _stderr(json.dumps({"progress": vars(progress)}) + "\n")
+                tell(json.dumps({"progress": vars(progress)}) + "\n")
             elif terminal:
                 self._bar = True
-                _stderr("\r" + render_bar(progress, _columns()) + "\x1b[K")
+                tell("\r" + render_bar(progress, _columns()) + "\x1b[K")
             else:
-                _stderr(render_line(progress) + "\n")
+                tell(render_line(progress) + "\n")
 
         return show
-
-
-def _stderr(text: str) -> None:
-    with suppress(OSError):  # nobody reads: the exit code still tells
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 def _columns() -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from timezero._version import __version__
 from timezero.errors import UsageError
+from timezero.streams import tell
 from timezero.units import parse_duration_us, parse_size
 
 _T = TypeVar("_T")
@@ -22,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
         """One line, not the whole usage."""
         from timezero.cli.output import plain
 
-        print(f"timezero: {plain(message)}: see `{self.prog} --help`", file=sys.stderr)
+        tell(f"timezero: {plain(message)}: see `{self.prog} --help`\n")
         sys.exit(UsageError.exit_code)
 
 

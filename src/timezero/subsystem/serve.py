@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, check_name, load, size
 from timezero.errors import TimezeroError, UsageError
+from timezero.streams import tell
 
 _T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -143,8 +142,7 @@ def _notify(state: str) -> None:
 
 
 def _log(line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read our stderr has gone: no reason to stop serving
-        print(f"timezero serve: {line}", file=sys.stderr, flush=True)
+    tell(f"timezero serve: {line}\n")
 
 
 def _silent(line: str) -> None:

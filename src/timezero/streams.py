@@ -1,0 +1,26 @@
+"""Standard error for a program whose exit code is its answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+
+def tell(text: str) -> None:
+    """Write to stderr when anybody reads it; when nobody does, or its disk is full, the text is lost and nothing else.
+
+    Past Python's buffer: the interpreter tries what is left in it once more at exit, and would end with 120, not with
+    our exit code.
+    """
+    if sys.stderr is None:  # closed before we were started
+        return
+    try:
+        fd = sys.stderr.fileno()
+    except (OSError, ValueError):  # a stand-in, without a descriptor
+        sys.stderr.write(text)
+        return
+    rest = text.encode(errors="backslashreplace")
+    with suppress(OSError):
+        while rest:
+            rest = rest[os.write(fd, rest) :]
