@@ -78,6 +78,7 @@ tsan: system build
 bench: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy
+	$(PY) -m bench.serve
 
 fuzz: build
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz

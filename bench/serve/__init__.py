@@ -1,0 +1,1 @@
+"""The NBD data plane beside its peers."""

@@ -1,0 +1,55 @@
+"""What the gate costs once everything is copied: the same server under the same load, with and without a session.
+
+The session is a real one: suspended, T0 taken, all of its domain moved (to nowhere) by a mover, and not ended. So every
+track is copied, every update is judged, and none is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from timezero._native.mover import Sink
+from timezero.errors import TimezeroError
+from timezero.jobs.bench_serve import Contender, Figures, Load, alternate, run_load, running, timezero
+from timezero.jobs.moving import Moving, raise_first
+from timezero.jobs.options import MoverOptions, SessionOptions
+from timezero.jobs.serving import Served
+
+LOADS = (
+    Load("4k random write, depth 1", "randwrite", 4096, 1),
+    Load("4k random write, depth 16", "randwrite", 4096, 16),
+)
+
+
+@contextmanager
+def armed(control: Path) -> Iterator[None]:
+    """A session on the server's volume, everything copied. Raises TimezeroError when an update was held."""
+    with Served(["volume"], SessionOptions(control=str(control))) as served:
+        served.suspend()
+        with Moving(MoverOptions(), 1 << 20) as moving:
+            moving.add("volume", served.source("volume"), Sink.null(), target="nowhere")
+            moving.run(lambda done: None)
+            raise_first(moving.transfers)
+            yield
+        if held := served.look()[1]:
+            raise TimezeroError(f"{held} updates were held: not everything was copied")
+
+
+def measure_gate(
+    volume: Path, folder: Path, rounds: int, seconds: float, say: Callable[[str], None]
+) -> tuple[Contender, Contender]:
+    """(with a session, without one): the runs of both on one server, alternating."""
+    server = Contender("timezero", timezero())
+    with_session, without = Contender("session, all copied", server.command), Contender("no session", server.command)
+    with running(server, volume, folder) as (pid, uri):
+
+        def once(contender: Contender, load: Load) -> Figures:
+            if contender is without:
+                return run_load(pid, uri, load, seconds)
+            with armed(folder / "control"):
+                return run_load(pid, uri, load, seconds)
+
+        alternate([with_session, without], LOADS, rounds, once, say)
+    return with_session, without
