@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from timezero.cli.output import Output, plain, table
 from timezero.errors import UsageError
-from timezero.units import format_instant, format_size
+from timezero.units import GIB, format_instant, format_size
 
 if TYPE_CHECKING:
+    from timezero.jobs.bench import BenchResult
     from timezero.jobs.options import MoverOptions, SessionOptions
     from timezero.repository import Manifest
 
@@ -277,6 +278,37 @@ def _doctor(options: Any, output: Output) -> int:
     return 0 if report["ok"] else 1
 
 
+def _bench(options: Any, output: Output) -> int:
+    from timezero.jobs.bench import bench
+
+    result = bench(
+        options.source,
+        options.target,
+        rounds=options.rounds,
+        force=options.force,
+        progress=lambda line: output.line(f"timezero: {line}"),
+    )
+    output.result(result.to_json, lambda: _bench_text(result))
+    return 0
+
+
+def _bench_text(result: BenchResult) -> str:
+    rows = [
+        (
+            row.name,
+            f"{row.median('seconds'):.2f}",
+            f"{format_size(result.size / row.median('seconds'))}/s",
+            f"{row.median('cpu_seconds') * GIB / result.size:.3f}",
+            f"{result.ratio(row):.2f}",
+        )
+        for row in result.rows
+    ]
+    headings = ("COMMAND", "SECONDS ", "RATE ", "CPU s/GiB ", "COPY IS FASTER BY ")
+    best = result.best_dd
+    lead = f"timezero copy is {result.ratio(best):.2f} times as fast as the best dd ({best.name.removeprefix('dd ')})"
+    return f"{table(headings, rows)}\n{format_size(result.size)}, medians of {len(best.runs)} rounds: {lead}"
+
+
 _COMMANDS: dict[str, Callable[[Any, Output], int]] = {
     "serve": _serve,
     "backup": _backup,
@@ -288,4 +320,5 @@ _COMMANDS: dict[str, Callable[[Any, Output], int]] = {
     "prune": _prune,
     "status": _status,
     "doctor": _doctor,
+    "bench": _bench,
 }

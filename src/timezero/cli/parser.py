@@ -55,7 +55,7 @@ def build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"timezero {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_serve, _backup, _copy, _list, _show, _verify, _restore, _prune, _status, _doctor):
+    for add in (_serve, _backup, _copy, _list, _show, _verify, _restore, _prune, _status, _doctor, _bench):
         add(commands)
     return parser
 
@@ -217,3 +217,13 @@ def _status(commands: Any) -> None:
 
 def _doctor(commands: Any) -> None:
     _command(commands, "doctor", "tell what was built and what this kernel allows")
+
+
+def _bench(commands: Any) -> None:
+    parser = _command(commands, "bench", "measure copy beside dd, in alternating rounds, cold and durable")
+    parser.add_argument("source", metavar="SOURCE", help="PATH of a file or device at rest")
+    parser.add_argument("target", metavar="TARGET", help="file, removed afterwards, or block device")
+    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="of all commands (default: %(default)s)")
+    parser.add_argument(
+        "--force", action="store_true", help="TARGET exists, and may be lost: the file, or what the device holds"
+    )
