@@ -79,11 +79,12 @@ tsan: system build
 bench: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy --quick
+	$(PY) -m bench.serve
 
 bench-full: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy
-	$(PY) -m bench.serve
+	$(PY) -m bench.serve --full
 
 fuzz: build
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz

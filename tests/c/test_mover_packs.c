@@ -196,11 +196,16 @@ static void damage_is_found_where_it_is(void)
     CHECK_EQ(report.error_offset, chunk * CHUNK);
     st.index[chunk].digest.bytes[3] ^= 1;
 
-    /* A pack cut short: the last chunk is stored in the last pack. */
-    entry = &st.index[LENGTH_OF(st.index) - 1];
+    /* A pack cut short in the chunk that lies last in it: not always the last of the dataset. */
+    for (uint64_t i = 0; i < LENGTH_OF(st.index); i++)
+        if (st.index[i].codec == TZ_CODEC_RAW && st.index[i].pack == entry->pack &&
+            st.index[i].offset >= entry->offset) {
+            entry = &st.index[i];
+            chunk = i;
+        }
     CHECK_EQ(ftruncate(st.fds[entry->pack], (off_t)entry->offset + 100), 0);
     CHECK_EQ(verify(&st, &config, &report), -EBADMSG);
-    CHECK_EQ(report.error_offset, (LENGTH_OF(st.index) - 1) * CHUNK);
+    CHECK_EQ(report.error_offset, chunk * CHUNK);
     stored_remove(&st);
 }
 
