@@ -20,6 +20,7 @@ from timezero.repository import (
     PackRecord,
     Repository,
     documents,
+    durable,
     names,
     store,
 )
@@ -364,6 +365,44 @@ def test_prune_leaves_a_running_backup_alone(repository: Repository) -> None:
         assert pack.exists()
         with pytest.raises(UsageError):
             repository.prune(points=(writer.id,))  # it is no recovery point yet
+
+
+def test_everything_is_durable_before_the_manifest_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the name of a repository whose maker was killed before he came to that."""
+    path = tmp_path / "repo"
+    events: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def killed(directory: str) -> None:
+        if directory == str(tmp_path):
+            raise KeyboardInterrupt
+        sync_directory(directory)
+
+    sync_directory = durable.sync_directory
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(durable, "sync_directory", killed)
+        Repository.open_or_create(str(path))
+    repository = Repository.open_or_create(str(path))
+
+    def record_fsync(fd: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def record_link(source: str, target: str) -> None:
+        events.append(f"name {target}")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "link", record_link)
+    point = str(Path(repository.points_path, commit(repository, "a")))
+    at = events.index(f"name {point}/manifest.json")
+    before, after = events[:at], events[at + 1 :]
+    for directory in (repository.packs_path, point, repository.points_path, str(path), str(tmp_path)):
+        assert before.index(f"{point}/a.idx") < len(before) - 1 - before[::-1].index(directory), directory
+    assert ".timezero-" in before[-1]  # the manifest's content
+    assert after == [point]
 
 
 @pytest.mark.parametrize("moment", ["before its lock", "after its lock"])

@@ -84,6 +84,9 @@ class PointWriter:
         durable.sync_directory(self._directory)
         durable.sync_directory(self._repository.points_path)
         durable.sync_directory(self._repository.path)
+        # Its maker has done so, unless he was killed before; who may not read the parent is not its maker.
+        with suppress(PermissionError):
+            durable.sync_directory(os.path.dirname(self._repository.path))
         with self._repository.lock_shared(_PUBLISH_PATIENCE_S):
             self._look_up(manifest.packs)
             self._publish(manifest)
