@@ -80,11 +80,15 @@ bench: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy --quick
 	$(PY) -m bench.serve
+	$(PY) -m bench.intercept --quick --rounds 1
+	$(PY) -m bench.suspend --count 10 --size 1G --size 1T
 
 bench-full: system-all build
 	$(PY) -m pytest bench
 	$(PY) -m bench.copy
 	$(PY) -m bench.serve --full
+	$(PY) -m bench.intercept
+	$(PY) -m bench.suspend
 
 fuzz: build
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz

@@ -1,0 +1,1 @@
+"""How long a suspension takes, part by part."""
