@@ -59,18 +59,18 @@ lint: build
 # the death of a child for what they expected.
 ASAN := build/asan-venv
 REPORTS := $(CURDIR)/build/asan-reports
-ASAN_ENV := LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+ASAN_ENV := PYTHONMALLOC=malloc \
             ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_exe_name=1:log_path=$(REPORTS)/asan \
             UBSAN_OPTIONS=print_stacktrace=1:log_exe_name=1:log_path=$(REPORTS)/ubsan
 asan: system-all build
 	$(C_TESTS) SAN=asan
-	test -x $(ASAN)/bin/python || $(PYTHON) -m venv $(ASAN)
-	$(ASAN)/bin/python -m pip install -q -r $(VENV)/requirements.txt
-	rm -rf build/lib.* build/bdist.*
-	TIMEZERO_SANITIZE=address $(ASAN)/bin/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
-	rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	rm -rf $(REPORTS) build/lib.* build/bdist.* && mkdir -p $(REPORTS)
+	$(ASAN_ENV) scripts/sanitized-venv.sh $(PYTHON) $(ASAN)
+	$(ASAN_ENV) $(ASAN)/bin/python -m pip install -q -r $(VENV)/requirements.txt
+	$(ASAN_ENV) TIMEZERO_SANITIZE=address $(ASAN)/bin/python -m pip install -q --no-build-isolation --no-deps \
+	    --force-reinstall .
 	$(ASAN_ENV) $(ASAN)/bin/python -m pytest --ignore=tests/unit/test_package.py $(PYTEST)
-	@cat $(REPORTS)/*.python* 2>/dev/null && exit 1 || echo "no sanitizer report"
+	@cat $(REPORTS)/* 2>/dev/null && exit 1 || echo "no sanitizer report"
 
 tsan: system build
 	$(C_TESTS) SAN=tsan
