@@ -358,6 +358,24 @@ static void rule_3_the_gate_believes_its_own_record(void)
     teardown();
 }
 
+/* ---- rule 1: half a before-image is none ---- */
+
+/* Somebody cuts the file short under us: what the read does not give must not pass for T0. */
+static void rule_1_a_short_before_image_punctures(void)
+{
+    tz_session_config c = {.track_size = TRACK, .memory_bytes = 512 * 1024};
+    tz_session *session;
+
+    setup(64 * TRACK, 0, 64);
+    session = install(c);
+    CHECK_EQ(truncate(rig.path, 20 * TRACK + 512), 0);
+    update(TZ_REQUEST_WRITE, 20 * TRACK, TRACK);
+    CHECK_EQ(tz_session_state_of(session), TZ_SESSION_PUNCTURED);
+    CHECK_EQ(atomic_load(&header(session)->puncture), TZ_PUNCTURE_READ);
+    end(session, TZ_SESSION_PUNCTURED);
+    teardown();
+}
+
 /* ---- rule 6 ---- */
 
 static void check_resident(void *at, uint64_t bytes)
@@ -439,6 +457,7 @@ int main(void)
     RUN(rule_3_every_slot_is_found_and_freed_once);
     RUN(without_rule_3_slots_are_lost);
     RUN(rule_3_the_gate_believes_its_own_record);
+    RUN(rule_1_a_short_before_image_punctures);
     RUN(rule_6_all_memory_is_there_at_prepare);
     RUN(rule_6_nothing_is_allocated_behind_an_update);
     RUN(rule_6_places_have_64_bits);
