@@ -451,6 +451,31 @@ static void rule_6_places_have_64_bits(void)
     teardown();
 }
 
+/* ---- rule 7 ---- */
+
+static void check_is_its_own(int given, int kept)
+{
+    CHECK_EQ(fcntl(given, F_GETFL) & O_ACCMODE, O_RDONLY);
+    CHECK_EQ(fcntl(given, F_SETFL, fcntl(given, F_GETFL) | O_NONBLOCK), 0);
+    CHECK(!(fcntl(kept, F_GETFL) & O_NONBLOCK)); /* duplicates share their flags */
+    CHECK_EQ((fcntl(given, F_GETFL) ^ fcntl(kept, F_GETFL)) & O_DIRECT, 0);
+}
+
+static void rule_7_what_the_mover_gets_is_opened_anew(void)
+{
+    tz_session_config c = {.track_size = TRACK, .memory_bytes = 512 * 1024, .file_bytes = 16 * TRACK};
+    tz_session_handles handles;
+    tz_session *session;
+
+    setup(64 * TRACK, 0, 64);
+    session = install(c);
+    tz_session_handles_get(session, &handles);
+    check_is_its_own(handles.volume_fd, rig.volume->file.fd);
+    check_is_its_own(handles.file_fd, session->file_tier.fd);
+    end(session, TZ_SESSION_ENDED);
+    teardown();
+}
+
 int main(void)
 {
     count_allocations();
@@ -461,5 +486,6 @@ int main(void)
     RUN(rule_6_all_memory_is_there_at_prepare);
     RUN(rule_6_nothing_is_allocated_behind_an_update);
     RUN(rule_6_places_have_64_bits);
+    RUN(rule_7_what_the_mover_gets_is_opened_anew);
     return 0;
 }
