@@ -279,6 +279,10 @@ def _doctor(options: Any, output: Output) -> int:
 
 
 def _bench(options: Any, output: Output) -> int:
+    if options.serve is not None:
+        return _bench_serve(options, output)
+    if options.source is None or options.target is None:
+        raise UsageError("bench: name SOURCE and TARGET, or --serve PATH")
     from timezero.jobs.bench import bench
 
     result = bench(
@@ -289,6 +293,21 @@ def _bench(options: Any, output: Output) -> int:
         progress=lambda line: output.line(f"timezero: {line}"),
     )
     output.result(result.to_json, lambda: _bench_text(result))
+    return 0
+
+
+def _bench_serve(options: Any, output: Output) -> int:
+    from timezero.jobs.bench_serve import run
+
+    if options.source is not None:
+        raise UsageError("bench: either SOURCE and TARGET or --serve PATH")
+    served = run(
+        options.serve,
+        size=options.size,
+        rounds=options.rounds,
+        say=lambda line: output.line(f"timezero: {line}"),
+    )
+    output.result(served.to_json, served.text)
     return 0
 
 

@@ -220,9 +220,21 @@ def _doctor(commands: Any) -> None:
 
 
 def _bench(commands: Any) -> None:
-    parser = _command(commands, "bench", "measure copy beside dd, in alternating rounds, cold and durable")
-    parser.add_argument("source", metavar="SOURCE", help="PATH of a file or device at rest")
-    parser.add_argument("target", metavar="TARGET", help="file, removed afterwards, or block device")
+    parser = _command(
+        commands,
+        "bench",
+        "measure copy beside dd, or the NBD data plane beside other servers; cold, in alternating rounds",
+    )
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="PATH of a file or device at rest")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="file, removed afterwards, or block device")
+    parser.add_argument(
+        "--serve",
+        metavar="PATH",
+        help="instead: serve a file made in the directory PATH, or the file or device PATH read-only; with fio",
+    )
+    parser.add_argument(
+        "--size", type=_size, default="1G", metavar="SIZE", help="of the file made by --serve (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="of all commands (default: %(default)s)")
     parser.add_argument(
         "--force", action="store_true", help="TARGET exists, and may be lost: the file, or what the device holds"
