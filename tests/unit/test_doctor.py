@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -123,3 +124,18 @@ def test_engine_module_is_what_the_stub_says() -> None:
     assert engine.uring_compiled() == bool(engine.liburing_version())
     works, reason = engine.probe_uring()
     assert works == (reason == "")
+
+
+def test_the_command_tells_and_its_exit_code_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, "-m", "timezero", "doctor", "--json", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    monkeypatch.delenv("TIMEZERO_IO", raising=False)
+    code, report = run()
+    assert (code, report["ok"]) == (0, True)
+    assert str(tmp_path) in finding(report, "direct I/O")["detail"]
+    monkeypatch.setenv("TIMEZERO_IO", "steam")
+    code, report = run()
+    assert (code, report["ok"]) == (1, False)

@@ -273,7 +273,7 @@ def _status(options: Any, output: Output) -> int:
 def _doctor(options: Any, output: Output) -> int:
     from timezero import doctor
 
-    report = doctor.examine()
+    report = doctor.examine(options.path)
     output.result(lambda: report, lambda: doctor.render(report))
     return 0 if report["ok"] else 1
 

@@ -216,7 +216,8 @@ def _status(commands: Any) -> None:
 
 
 def _doctor(commands: Any) -> None:
-    _command(commands, "doctor", "tell what was built and what this kernel allows")
+    parser = _command(commands, "doctor", "tell what was built and what this kernel allows")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="where to try direct I/O (default: this directory)")
 
 
 def _bench(commands: Any) -> None:
