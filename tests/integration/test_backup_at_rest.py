@@ -196,8 +196,9 @@ def test_interrupted_at_any_moment(tmp_path: Path, repo: Path) -> None:
         time.sleep(0.06 + 0.03 * step)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-        # -SIGTERM: it came before Python was up.
-        assert process.returncode in (0, 130, -signal.SIGTERM), err
+        # -SIGTERM: it came before Python was up. -SIGINT: while a module was imported that runs a string (dataclasses):
+        # `python -m`, not the timezero script, then ends itself by SIGINT, which a shell shows as 130 too.
+        assert process.returncode in (0, 130, -signal.SIGTERM, -signal.SIGINT), err
         assert b"Traceback" not in err
         expected += process.returncode == 0
     succeed("backup", "--repo", repo, source)
