@@ -37,18 +37,6 @@ def ext4(tmp_path: Path, loop: Callable[..., Path], mount: Callable[..., Path]) 
     return device, mount(device, tmp_path / "ext4")
 
 
-def test_device_size_is_that_of_the_device(tmp_path: Path, loop: Callable[..., Path]) -> None:
-    device = loop(make_image(tmp_path / "disk", 5 * MIB + 512))
-    with device.open("rb") as file:
-        assert _linux.device_size(file.fileno()) == 5 * MIB + 512
-
-
-def test_device_size_of_a_file_is_refused(tmp_path: Path) -> None:
-    with make_image(tmp_path / "file", 4096).open("rb") as file, pytest.raises(OSError) as refused:
-        _linux.device_size(file.fileno())
-    assert refused.value.errno == errno.ENOTTY
-
-
 def test_freeze_holds_writers_until_thaw(ext4: tuple[Path, Path]) -> None:
     _, point = ext4
     fd = os.open(point, os.O_RDONLY)

@@ -32,14 +32,6 @@ def make_image(path: Path, size: int, kind: str = "", offset: int = 0) -> Path:
     return path
 
 
-def test_what_a_block_device_is(tmp_path: Path, loop: Loop) -> None:
-    image = make_image(tmp_path / "image", MIB)
-    assert _linux.is_block_device(loop(image))
-    assert not _linux.is_block_device(image)
-    with pytest.raises(FileNotFoundError):
-        _linux.is_block_device(tmp_path / "nothing")
-
-
 def test_mounts_of_a_device_and_of_its_file(tmp_path: Path, loop: Loop, mount: Mount) -> None:
     image = make_image(tmp_path / "image", 16 * MIB, "ext4")
     other = make_image(tmp_path / "other", MIB)

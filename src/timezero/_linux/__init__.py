@@ -6,7 +6,6 @@ Errors are OSError with the kernel's errno. Sizes and offsets are bytes.
 from timezero._linux.calls import (
     DirectAlignment,
     FileExtent,
-    device_size,
     direct_alignment,
     fiemap,
     freeze,
@@ -14,16 +13,14 @@ from timezero._linux.calls import (
     rename_noreplace,
     thaw,
 )
-from timezero._linux.devices import is_block_device, mounts_of
+from timezero._linux.devices import mounts_of
 
 __all__ = [
     "DirectAlignment",
     "FileExtent",
-    "device_size",
     "direct_alignment",
     "fiemap",
     "freeze",
-    "is_block_device",
     "memfd_seals",
     "mounts_of",
     "rename_noreplace",

@@ -8,7 +8,6 @@ ffi = FFI()
 
 ffi.cdef(
     """
-    int tz_device_size(int fd, uint64_t *bytes);
     int tz_freeze(int fd);
     int tz_thaw(int fd);
     int tz_rename_noreplace(const char *old, const char *new);
@@ -42,11 +41,6 @@ ffi.set_source(
     static int tz_result(int value)
     {
         return value < 0 ? -errno : value;
-    }
-
-    static int tz_device_size(int fd, uint64_t *bytes)
-    {
-        return tz_result(ioctl(fd, BLKGETSIZE64, bytes));
     }
 
     static int tz_freeze(int fd)

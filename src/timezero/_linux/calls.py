@@ -18,13 +18,6 @@ def _check(result: int, *where: str | None) -> int:
     return result
 
 
-def device_size(fd: int) -> int:
-    """Bytes of a block device (BLKGETSIZE64). ENOTTY for anything else."""
-    size = ffi.new("uint64_t *")
-    _check(lib.tz_device_size(fd, size))
-    return int(size[0])
-
-
 def freeze(fd: int) -> None:
     """Flush the file system that `fd` is on and hold all its writers (ioctl FIFREEZE, ioctl_fs(2)).
 

@@ -20,11 +20,6 @@ _SWAPS = Path("/proc/swaps")
 SWAP = "[swap]"
 
 
-def is_block_device(path: str | os.PathLike[str] | int) -> bool:
-    """Is this a block device? FileNotFoundError when it is nothing at all."""
-    return stat.S_ISBLK(os.stat(path).st_mode)
-
-
 def mounts_of(volume: str | os.PathLike[str] | int) -> list[str]:
     """Where a volume is mounted: mount points, and "[swap]" for swap space. Empty: nobody uses it.
 
