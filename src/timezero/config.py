@@ -14,6 +14,7 @@ from timezero.errors import UsageError
 from timezero.units import GIB, KIB, MIB, parse_size
 
 TRACK_MIN, TRACK_MAX = 4 * KIB, MIB  # tz/common.h
+TRACK_USUAL = 16 * KIB  # bench/intercept/README.md
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENGINES = ("auto", "uring", "threads")
 
@@ -75,13 +76,13 @@ class SidefileConfig:
     """Defaults for each volume of a session, in bytes.
 
     memory: cap of all that the session takes of memory (tables and bitmaps included). file: cap of the file tier in
-    the directory `path`. track: grain of interception.
+    the directory `path`. track: grain of interception; None for `track_for`.
     """
 
     memory: int = 64 * MIB
     path: str | None = None
     file: int = 0
-    track: int = 64 * KIB
+    track: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,21 @@ def check_track(track: int) -> int:
     return track
 
 
+def track_for(volume: int, memory: int) -> int:
+    """The grain of interception, in bytes, for a volume and a cap of memory of so many bytes when nobody names one.
+
+    TRACK_USUAL; coarser where its bitmaps (half a byte a track) would take more than a quarter of the memory.
+    """
+    track = TRACK_USUAL
+    while track < TRACK_MAX and volume // track // 2 > memory // 4:
+        track *= 2
+    return track
+
+
 def _check_sidefile(sidefile: SidefileConfig) -> None:
-    check_track(sidefile.track)
-    if sidefile.memory < sidefile.track:
-        raise UsageError(f"sidefile.memory: {sidefile.memory} bytes hold not even one track of {sidefile.track}")
+    track = check_track(sidefile.track) if sidefile.track is not None else TRACK_USUAL
+    if sidefile.memory < track:
+        raise UsageError(f"sidefile.memory: {sidefile.memory} bytes hold not even one track of {track}")
     if sidefile.file and not sidefile.path:
         raise UsageError("sidefile.file: a file tier needs a directory; give it with --sidefile-path")
     if sidefile.path and not sidefile.file:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timezero import config, subsystem
-from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig
+from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, track_for
 from timezero.errors import UsageError
 from timezero.subsystem.serve import configuration
 from timezero.units import GIB, KIB, MIB
@@ -206,3 +206,18 @@ def test_a_name_that_is_allowed_is_a_plain_file_name(name):
     assert name.isascii()
     assert "/" not in name
     assert not name.startswith((".", "-"))
+
+
+@pytest.mark.parametrize(
+    ("volume", "memory", "track"),
+    [
+        (0, 64 * MIB, 16 << 10),
+        (512 * GIB, 64 * MIB, 16 << 10),
+        (512 * GIB + (1 << 20), 64 * MIB, 32 << 10),
+        (16 << 40, 64 * MIB, 512 << 10),
+        (16 << 40, GIB, 32 << 10),
+        (1 << 60, MIB, MIB),
+    ],
+)
+def test_unless_named_tracks_are_fine_and_their_bitmaps_a_quarter_of_the_memory(volume, memory, track):
+    assert track_for(volume, memory) == track

@@ -75,7 +75,7 @@ class Commands:
     def _prepare(self, request: Request) -> Answer:
         name, volumes = _session_name(request), self._volume_names(request)
         wish = self._registry.wish(
-            _track(request), _optional(request, "memory_bytes", 1), _optional(request, "file_bytes", 0)
+            volumes, _track(request), _optional(request, "memory_bytes", 1), _optional(request, "file_bytes", 0)
         )
         if wish.memory_bytes < wish.track_size:
             raise RequestError("bad-request", f"memory_bytes: {wish.memory_bytes} hold not even one track")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from timezero._native.subsystem import Session
-from timezero.config import Limits, SidefileConfig
+from timezero.config import Limits, SidefileConfig, track_for
 from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
 from timezero.subsystem.volumes import Volumes
@@ -110,13 +110,16 @@ class Registry:
 
     # ---- beginning and ending ----
 
-    def wish(self, track_size: int | None, memory_bytes: int | None, file_bytes: int | None) -> Wish:
+    def wish(
+        self, volumes: Sequence[str], track_size: int | None, memory_bytes: int | None, file_bytes: int | None
+    ) -> Wish:
+        """What a session over `volumes` gets: what it asks for, else what is set. Its tracks are of one size."""
         defaults = self._defaults
-        return Wish(
-            defaults.track if track_size is None else track_size,
-            defaults.memory if memory_bytes is None else memory_bytes,
-            defaults.file if file_bytes is None else file_bytes,
-        )
+        memory = defaults.memory if memory_bytes is None else memory_bytes
+        track = defaults.track if track_size is None else track_size
+        if track is None:
+            track = track_for(max(self._volumes[volume].size for volume in volumes), memory)
+        return Wish(track, memory, defaults.file if file_bytes is None else file_bytes)
 
     def prepare(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
         """Allocate a session over `volumes`. Raises RequestError; then nothing is left of it."""
