@@ -213,7 +213,8 @@ class _Backup:
         """What failed, and whether what remains can be committed. Raises when it cannot."""
         moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal])
         if self.served:
-            self.served.end()
+            # a volume that could not be read goes on being guarded to the end, and may be punctured for it, alone
+            self.served.end([name for name, t in transfers.items() if name not in self.at_rest and t.error()])
         for name, transfer in transfers.items():
             if name in self.failed:
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from timezero._linux.stack import Identity, identity_of
@@ -91,9 +91,12 @@ class Served:
             intercepted += int(part.get("intercepted", 0))
         return used, intercepted
 
-    def end(self) -> None:
-        """End the session after the last chunk. Raises PunctureError unless T0 was intact to the end."""
-        for part in self._group.end():
+    def end(self, given_up: Collection[str] = ()) -> None:
+        """End the session after the last chunk. Raises PunctureError unless T0 was intact to the end.
+
+        given_up: volumes that failed already; theirs may be lost.
+        """
+        for part in self._group.end(given_up):
             self.final[str(part["volume"])] = _numbers(part)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -72,12 +72,19 @@ class Group:
         with self._t0_is_lost_with_connection():
             return list(self._client.call("report", session=self.name)["parts"])
 
-    def end(self) -> list[dict[str, Any]]:
-        """End the session; the final reports. Raises PunctureError unless every part is intact."""
+    def end(self, given_up: Collection[str] = ()) -> list[dict[str, Any]]:
+        """End the session; the final reports. Raises PunctureError unless every part is intact.
+
+        given_up: volumes whose data is not wanted any more; theirs may be lost.
+        """
         with self._t0_is_lost_with_connection():
             reports = list(self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False)["parts"])
         self._ended = True
-        lost = [f"{report['volume']} ({report['puncture']})" for report in reports if report["state"] != "ended"]
+        lost = [
+            f"{report['volume']} ({report['puncture']})"
+            for report in reports
+            if report["state"] != "ended" and report["volume"] not in given_up
+        ]
         if lost or len(reports) != len(self.parts):
             raise PunctureError(
                 f"session {self.name}: T0 is lost on volume {', '.join(lost) or '?'}; nothing was committed, the "
