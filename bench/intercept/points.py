@@ -141,10 +141,11 @@ def curve(quick: bool) -> list[Point]:
 
 
 def variants(folder: Path) -> list[Point]:
-    """The default with other tracks, and with before-images that have to go to the file tier."""
+    """The default with other tracks and more memory, and with before-images that have to go to the file tier."""
     tiers = ("--sidefile-memory", "2M", "--sidefile-file", "1G", "--sidefile-path", str(folder))
     return [
-        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("16K", "256K")),
+        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("64K", "256K")),
+        _timezero("default, memory of 256M", serve=("--sidefile-memory", "256M")),
         _timezero("default, file tier", serve=tiers),
     ]
 

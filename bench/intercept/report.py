@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from bench.intercept.points import Point, Qemu, Sample, Timezero
 
-COLUMNS = {"IOPS": 8, "kept": 7, "p50 us": 8, "p99 us": 9, "x idle": 8, "worst ms": 10, "backup s": 10, "x alone": 9}
+COLUMNS = {
+    "IOPS": 8,
+    "kept": 7,
+    "p50 us": 8,
+    "p99 us": 9,
+    "x idle": 8,
+    "worst ms": 10,
+    "backup s": 10,
+    "x alone": 9,
+    "updates": 9,
+}
 HEADER = " " * 32 + "".join(f"{name:>{width}}" for name, width in COLUMNS.items())
 
 
@@ -42,7 +52,8 @@ def row(every: Sequence[Point], point: Point) -> str:
         cells += " " * 50
     if point.seconds:
         cells += f"{point.seconds:>10.2f}"
-        cells += f"{point.seconds / alone.seconds:>9.2f}" if alone else ""
+        cells += f"{point.seconds / alone.seconds:>9.2f}" if alone else " " * 9
+        cells += f"{point.median(lambda s: s.figures.iops * s.seconds if s.figures else 0):>9.0f}" if point.load else ""
     return cells.rstrip()
 
 
@@ -62,7 +73,11 @@ def ahead(every: Sequence[Point]) -> list[str]:
 
 
 def table(every: Sequence[Point]) -> str:
-    """x idle: p99 against the same server without a backup; x alone: against timezero's full speed, nobody writing."""
+    """x idle: p99 against the same server without a backup; x alone: against timezero's full speed, nobody writing.
+
+    updates: done during one backup. Other work slows the disk down for application and backup alike, so this one figure
+    stays comparable between runs that are not.
+    """
     lines = [HEADER, *(row(every, p) for p in every if p.load != "paced")]
     if steady := [p for p in every if p.load == "paced"]:
         lines += ["", "500 updates a second, latency from the instant each was due", *(row(every, p) for p in steady)]
