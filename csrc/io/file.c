@@ -11,9 +11,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -98,6 +100,13 @@ static int choose_mode(tz_file *file, int status, bool buffered)
     return set_direct(file, status, false);
 }
 
+static bool lies_in_memory(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
 static int measure(tz_file *file, const struct stat *st)
 {
     unsigned physical;
@@ -106,6 +115,7 @@ static int measure(tz_file *file, const struct stat *st)
     file->block_size = (uint32_t)st->st_blksize;
     file->device = st->st_dev;
     file->inode = st->st_ino;
+    file->in_memory = !file->block_device && lies_in_memory(file->fd);
     if (!file->block_device)
         return 0;
     if (ioctl(file->fd, BLKGETSIZE64, &file->size) < 0 || ioctl(file->fd, BLKPBSZGET, &physical) < 0)

@@ -232,31 +232,50 @@ void tz_io_cancel(tz_io *io, tz_io_op *op)
     }
 }
 
-static void submit_one(tz_io *io, tz_io_op *op, void *buffer, size_t length)
+static void submit_here(tz_io *io, tz_io_op *op)
+{
+    int rc = tz_transfer_begin(op);
+
+    io->inflight++;
+    tz_op_ready(io, op, rc < 0 ? rc : tz_transfer_blocking(op));
+}
+
+static void fill_one(tz_io_op *op, tz_io_opcode opcode, int fd, void *buffer, size_t length, uint64_t offset,
+                     tz_io_done done)
 {
     op->engine.one = (struct iovec){.iov_base = buffer, .iov_len = length};
     op->iov = &op->engine.one;
     op->iovs = 1;
     op->arg = 0;
-    tz_io_submit(io, op);
+    op->opcode = opcode;
+    op->fd = fd;
+    op->offset = offset;
+    op->done = done;
 }
 
 void tz_io_read(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
 {
-    op->opcode = TZ_IO_READ;
-    op->fd = fd;
-    op->offset = offset;
-    op->done = done;
-    submit_one(io, op, buffer, length);
+    fill_one(op, TZ_IO_READ, fd, buffer, length, offset, done);
+    tz_io_submit(io, op);
+}
+
+void tz_io_read_here(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
+{
+    fill_one(op, TZ_IO_READ, fd, buffer, length, offset, done);
+    submit_here(io, op);
 }
 
 void tz_io_write(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset, tz_io_done done)
 {
-    op->opcode = TZ_IO_WRITE;
-    op->fd = fd;
-    op->offset = offset;
-    op->done = done;
-    submit_one(io, op, (void *)(uintptr_t)buffer, length);
+    fill_one(op, TZ_IO_WRITE, fd, (void *)(uintptr_t)buffer, length, offset, done);
+    tz_io_submit(io, op);
+}
+
+void tz_io_write_here(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset,
+                      tz_io_done done)
+{
+    fill_one(op, TZ_IO_WRITE, fd, (void *)(uintptr_t)buffer, length, offset, done);
+    submit_here(io, op);
 }
 
 /* ---- running ---- */

@@ -257,16 +257,14 @@ void tz_volume_read_piece(tz_volume *volume, tz_request *request)
     request->volume.to = tz_min_u64(stop, at + TZ_BOUNCE_BYTES);
     request->volume.end = tz_align_up(request->volume.to, align);
     request->volume.op.user = request;
-    tz_io_read(volume->io, &request->volume.op, volume->file.fd, request->volume.bounce, request->volume.end - at, at,
-               on_bounced_read);
+    tz_volume_read_file(volume, request, request->volume.bounce, request->volume.end - at, at, on_bounced_read);
 }
 
 static void submit_read(tz_volume *volume, tz_request *request)
 {
     request->volume.op.user = request;
     if (fits(&volume->file, request)) {
-        tz_io_read(volume->io, &request->volume.op, volume->file.fd, request->buffer, request->length, request->offset,
-                   on_read);
+        tz_volume_read_file(volume, request, request->buffer, request->length, request->offset, on_read);
         return;
     }
     request->volume.bounce = tz_volume_take_bounce(volume);

@@ -235,8 +235,7 @@ static void write_bounce(tz_volume *volume, tz_request *request)
         memcpy(place, piece_bytes(request), length);
     else
         memset(place, 0, length);
-    tz_io_write(volume->io, &request->volume.op, volume->file.fd, request->volume.bounce, request->volume.end - at, at,
-                on_written);
+    tz_volume_write_file(volume, request, request->volume.bounce, request->volume.end - at, at, on_written);
 }
 
 static bool edge_failed(tz_io_op *op, int64_t result)
@@ -267,8 +266,7 @@ static void read_last_edge(tz_volume *volume, tz_request *request)
         write_bounce(volume, request);
         return;
     }
-    tz_io_read(volume->io, &request->volume.op, volume->file.fd, (char *)request->volume.bounce + (last - at), align,
-               last, on_last_edge);
+    tz_volume_read_file(volume, request, (char *)request->volume.bounce + (last - at), align, last, on_last_edge);
 }
 
 static void on_first_edge(tz_io_op *op, int64_t result)
@@ -284,8 +282,8 @@ void tz_volume_write_piece(tz_volume *volume, tz_request *request)
     if (request->volume.at == request->volume.from)
         read_last_edge(volume, request);
     else
-        tz_io_read(volume->io, &request->volume.op, volume->file.fd, request->volume.bounce, volume->file.offset_align,
-                   request->volume.at, on_first_edge);
+        tz_volume_read_file(volume, request, request->volume.bounce, volume->file.offset_align, request->volume.at,
+                            on_first_edge);
 }
 
 static void issue_write(tz_volume *volume, tz_request *request)
@@ -293,8 +291,7 @@ static void issue_write(tz_volume *volume, tz_request *request)
     const uint64_t length = request->volume.to - request->volume.from;
 
     if (!needs_bounce(volume, request)) {
-        tz_io_write(volume->io, &request->volume.op, volume->file.fd, piece_bytes(request), length,
-                    request->volume.from, on_written);
+        tz_volume_write_file(volume, request, piece_bytes(request), length, request->volume.from, on_written);
         return;
     }
     request->volume.bounce = tz_volume_take_bounce(volume);
@@ -335,8 +332,8 @@ static void issue_range(tz_volume *volume, tz_request *request)
     tz_io_op *op = &request->volume.op;
 
     if (request->volume.method == TZ_METHOD_ZEROS) {
-        tz_io_write(volume->io, op, volume->file.fd, volume->zeros, request->volume.to - request->volume.from,
-                    request->volume.from, on_written);
+        tz_volume_write_file(volume, request, volume->zeros, request->volume.to - request->volume.from,
+                             request->volume.from, on_written);
         return;
     }
     op->opcode = TZ_IO_FALLOCATE;

@@ -55,9 +55,12 @@ typedef struct served {
     uint64_t size;
 } served;
 
+/* Where volumes lie: in the current directory, or on tmpfs, where transfers are done on the spot. */
+static bool serve_from_memory;
+
 static inline served serve(tz_io_kind kind, uint64_t size, bool read_only)
 {
-    char path[] = "tz-nbd-XXXXXX";
+    char disk[] = "tz-nbd-XXXXXX", memory[] = "/dev/shm/tz-nbd-XXXXXX", *path = serve_from_memory ? memory : disk;
     tz_io_config io = {.kind = kind};
     tz_volume_config config = {.path = path, .read_only = read_only};
     served server = {.size = size};

@@ -40,6 +40,36 @@ static void test_read_write(tz_io_kind kind)
     tz_io_destroy(io);
 }
 
+/* Done before the call returns, told in tz_io_run as ever: end of file and errors too. */
+static void test_here(tz_io_kind kind)
+{
+    tz_io *io = make_io(kind, 0, 0);
+    int fd = make_file(10000, O_RDWR);
+    uint8_t data[4096], back[4096];
+    probe p = {0};
+
+    tz_io_read_here(io, &p.op, fd, data, sizeof(data), 9000, probe_done);
+    CHECK_EQ(tz_io_inflight(io), 1);
+    CHECK_EQ(p.calls, 0);
+    for (int i = 0; i < 1000; i++)
+        CHECK_EQ(data[i], pattern(9000 + i));
+    settle(io);
+    CHECK_EQ(p.result, 1000);
+    memset(data, 0x5a, sizeof(data));
+    tz_io_write_here(io, &p.op, fd, data, sizeof(data), 8192, probe_done);
+    CHECK_EQ(pread(fd, back, 4096, 8192), 4096);
+    CHECK_EQ(memcmp(data, back, 4096), 0);
+    tz_io_cancel(io, &p.op); /* too late */
+    settle(io);
+    CHECK_EQ(p.result, 4096);
+    CHECK_EQ(p.calls, 2);
+    tz_io_write_here(io, &p.op, -1, data, sizeof(data), 0, probe_done);
+    settle(io);
+    CHECK_EQ(p.result, -EBADF);
+    close(fd);
+    tz_io_destroy(io);
+}
+
 static void test_vectors(tz_io_kind kind)
 {
     enum {
@@ -445,6 +475,7 @@ int main(void)
 {
     RUN(test_create);
     RUN_BOTH(test_read_write);
+    RUN_BOTH(test_here);
     RUN_BOTH(test_vectors);
     RUN_BOTH(test_short_transfers);
     RUN_BOTH(test_nonblocking_pipe);

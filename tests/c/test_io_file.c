@@ -144,6 +144,7 @@ static void test_here(void)
 static void test_tmpfs(void)
 {
     char *dir = make_dir("/dev/shm"), path[300];
+    tz_file file;
     int raw;
 
     snprintf(path, sizeof(path), "%s/raw", dir);
@@ -153,6 +154,11 @@ static void test_tmpfs(void)
     try_sizes(dir, raw >= 0);
     if (raw >= 0)
         close(raw);
+    put_file(path, 4096);
+    CHECK_EQ(tz_file_open(&file, path, 0), 0);
+    CHECK(file.in_memory);
+    tz_file_close(&file);
+    CHECK_EQ(unlink(path), 0);
     CHECK_EQ(rmdir(dir), 0);
 }
 

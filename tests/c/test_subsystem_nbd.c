@@ -331,23 +331,32 @@ static void announced_flags_are_those_of_the_protocol(void)
     unserve(&server);
 }
 
+static void run_all(void)
+{
+    RUN(data_comes_back);
+    RUN(pipelined_requests_are_all_answered);
+    RUN(requests_may_arrive_byte_by_byte);
+    RUN(messages_may_be_cut_anywhere);
+    RUN(the_largest_payload_passes);
+    RUN(trims_zeroes_flushes_and_caching_work);
+    RUN(block_status_tells_holes_from_data);
+    RUN(structured_replies_carry_data_and_errors);
+    RUN(more_requests_than_the_limits_are_served_in_turn);
+    RUN(connections_share_one_volume);
+    RUN(announced_flags_are_those_of_the_protocol);
+}
+
 int main(void)
 {
     alarm(240);
     for (engine = TZ_IO_URING; engine <= TZ_IO_THREADS; engine++) {
         if (!engine_here(engine))
             continue;
-        RUN(data_comes_back);
-        RUN(pipelined_requests_are_all_answered);
-        RUN(requests_may_arrive_byte_by_byte);
-        RUN(messages_may_be_cut_anywhere);
-        RUN(the_largest_payload_passes);
-        RUN(trims_zeroes_flushes_and_caching_work);
-        RUN(block_status_tells_holes_from_data);
-        RUN(structured_replies_carry_data_and_errors);
-        RUN(more_requests_than_the_limits_are_served_in_turn);
-        RUN(connections_share_one_volume);
-        RUN(announced_flags_are_those_of_the_protocol);
+        for (int i = 0; i < 2; i++) {
+            serve_from_memory = i == 1;
+            printf("volumes %s\n", serve_from_memory ? "in memory" : "in a file");
+            run_all();
+        }
     }
     return 0;
 }
