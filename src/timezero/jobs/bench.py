@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from timezero.units import parse_size
 #: dd is at its best with one of these nearly everywhere; which one differs.
 BLOCKS = ("64K", "256K", "1M", "4M", "16M")
 OURS = "timezero copy"
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def bench(
                 row.runs.append(run)
                 progress(f"round {number + 1} of {rounds}: {row.name}: {run.seconds:.2f} s")
     finally:
-        _remove(place)
+        with _uninterrupted():
+            _remove(place)
     return BenchResult(source, target, size, rows)
 
 
@@ -200,15 +203,31 @@ def _can_hold_direct(target: str) -> bool:
     return _is_direct(os.path.dirname(os.path.abspath(target)), os.O_RDWR | os.O_TMPFILE)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[set[int | signal.Signals]]:
+    """Interrupts wait: nothing is started that nobody ends, nothing left half removed. Gives the mask from before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(command: list[str]) -> Run:
     """A command from start to end. Raises TimezeroError with its own words when it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, _uninterrupted() as mask:
         begin = time.perf_counter()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=environment,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
         )
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
