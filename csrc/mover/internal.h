@@ -117,7 +117,7 @@ struct tz_chunk {
     bool zero;                  /* content is zero and the frame may hold anything */
     uint8_t phase;              /* of the step function, source's or sink's; 0 to begin with */
     uint32_t piece;             /* most bytes to read at once; 0: no limit */
-    uint32_t at;                /* bytes of the chunk that are loaded */
+    uint32_t at;                /* bytes of the chunk that are loaded; while storing, the sink's */
     uint32_t run;               /* bytes being loaded behind `at` */
     uint32_t take_at, take_end; /* tracks of the chunk still to be looked at in `take` */
     uint32_t slot;              /* being read from the file tier */

@@ -81,8 +81,8 @@ void tz_source_destroy(tz_source *source);
 /* ---- sinks ---- */
 
 /* A raw image or block device, written in place at the dataset's offsets. `fresh`: the target holds only zeros or holes
- * (a new file), so zero chunks are skipped; otherwise they are zeroed, punched where possible. A file gets
- * exactly the source's size at finish. Takes the tz_file over. -ENOSPC when a device is smaller than the data. */
+ * (a new file), so zeros are left out, within chunks too; otherwise zero chunks are zeroed, punched where possible. A
+ * file has exactly the source's size at finish. Takes the tz_file over. -ENOSPC when a device is smaller than the data. */
 int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh);
 
 /* A stream (pipe, socket, terminal, regular file at its position): in order, by one worker. The descriptor stays the
