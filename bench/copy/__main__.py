@@ -22,8 +22,8 @@ from bench.copy.topics import TOPICS, Result, Settings
 from bench.measure import as_document
 
 #: Bytes and rounds of a quick run: all topics in about three minutes. In full, loop devices must fit into memory.
-_QUICK = {"disk": 2 << 30, "loop": 1 << 30, "latency": 1 << 30, "sparse": 1 << 30, "repository": 1 << 30}
-_FULL = {"disk": 8 << 30, "loop": 4 << 30, "latency": 8 << 30, "sparse": 4 << 30, "repository": 8 << 30}
+_QUICK = {"disk": 2 << 30, "loop": 1 << 30, "latency": 1 << 29, "sparse": 1 << 30, "repository": 1 << 30}
+_FULL = {"disk": 8 << 30, "loop": 4 << 30, "latency": 4 << 30, "sparse": 4 << 30, "repository": 8 << 30}
 _TOOLS = ("dd", "cp", "qemu-img", "nbdcopy", "nbdkit", "nbdfuse", "losetup")
 
 

@@ -103,7 +103,7 @@ def loop(settings: Settings) -> list[Result]:
 
 def latency(settings: Settings) -> list[Result]:
     """A source that takes a millisecond longer for each request: nbdkit's delay filter, as a file through nbdfuse."""
-    size = settings.size // 8
+    size = settings.size
     with ExitStack() as stack:
         here = stack.enter_context(folder(settings.directory))
         target = here / "target"
