@@ -142,7 +142,7 @@ def _slow_export(file: Path, socket: Path) -> Iterator[str]:
 def sparse(settings: Settings) -> list[Result]:
     """Half-empty files, the empty half in stretches of 64 KiB to 1 MiB, as holes and as written zeros."""
     results = []
-    grains = (64 << 10, 1 << 20) if settings.quick else (64 << 10, 256 << 10, 1 << 20)
+    grains = (64 << 10,) if settings.quick else (64 << 10, 256 << 10, 1 << 20)
     for holes in (True, False):
         for grain in grains:
             with folder(settings.directory) as here:

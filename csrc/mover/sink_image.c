@@ -18,8 +18,8 @@
 
 #include "internal.h"
 
-/* Zeros are looked for in pages, and left out of a fresh target in stretches of this many bytes: shorter ones save less
- * than the request costs that they would cut in two (bench/copy/README.md). */
+/* Zeros are looked for in pages, and left out of a fresh target in stretches of this many bytes or more: shorter ones
+ * would only cut requests into small ones (bench/copy/README.md). */
 #define TZ_SPARSE_PAGE 4096
 #define TZ_SPARSE_MIN  (32 * TZ_KIB)
 
