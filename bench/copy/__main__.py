@@ -21,7 +21,7 @@ from bench.copy.sweep import sweep
 from bench.copy.topics import TOPICS, Result, Settings
 from bench.measure import as_document
 
-#: Bytes and rounds of a quick run: all topics in about two minutes on an idle machine. In full, loop devices must fit into memory.
+#: Bytes of a quick run: all topics in about two minutes on an idle machine. In full, loop devices must fit into memory.
 _QUICK = {"disk": 2 << 30, "loop": 1 << 30, "latency": 1 << 29, "sparse": 1 << 30, "repository": 1 << 30}
 _FULL = {"disk": 8 << 30, "loop": 4 << 30, "latency": 4 << 30, "sparse": 4 << 30, "repository": 8 << 30}
 _TOOLS = ("dd", "cp", "qemu-img", "nbdcopy", "nbdkit", "nbdfuse", "losetup")
