@@ -76,6 +76,8 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "missing")
     with pytest.raises(UsageError):
         run(tmp_path, rounds=0)
+    with pytest.raises(UsageError):
+        run(image(tmp_path / "small", MIB // 2))
     for words in (["bench"], ["bench", "a"], ["bench", "a", "b", "--serve", str(tmp_path)]):
         outcome = timezero(*words)
         assert outcome.code == 2 and "--serve" in outcome.err

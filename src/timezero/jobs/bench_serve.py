@@ -348,12 +348,15 @@ def run(
         kind = place.stat().st_mode
     except OSError as error:
         raise UsageError(f"{place}: {error.strerror}: name a directory, a file or a device") from None
+    read_only = not stat.S_ISDIR(kind)
+    if read_only:
+        with place.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
     if rounds < 1 or seconds <= 0 or size < MIB:
         raise UsageError("a bench needs a round, some time, and a megabyte")
     if not shutil.which("fio"):
         raise TimezeroError(_NO_FIO)
     contenders = [Contender("timezero", timezero()), *peers()]
-    read_only = not stat.S_ISDIR(kind)
     loads = [load for load in LOADS if not (read_only and load.writes)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="timezero-bench-")))
@@ -363,6 +366,4 @@ def run(
             return measure(contender, volume, folder, load, seconds, read_only=read_only)
 
         alternate(contenders, loads, rounds, once, say)
-        with volume.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
     return Result(str(place), size, contenders, loads)
