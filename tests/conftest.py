@@ -9,6 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something about the machine and what else runs on it, not about what is tested.
+settings.register_profile("timezero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("timezero")
 
 
 def run(*command: str | Path, timeout: float = 60) -> str:
