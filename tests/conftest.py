@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,11 @@ from hypothesis import HealthCheck, settings
 # How long an example takes says something about the machine and what else runs on it, not about what is tested.
 settings.register_profile("timezero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timezero")
+
+# A job in the background, or under nohup, is started with these ignored, and so would be every command that we interrupt.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def run(*command: str | Path, timeout: float = 60) -> str:

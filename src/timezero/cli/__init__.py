@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -70,10 +69,14 @@ def _catch_signals() -> None:
         if signal.getsignal(number) != signal.SIG_IGN
     ]
 
-    def interrupt(*_: object) -> NoReturn:
-        for number in caught:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        # Not SIG_IGN: the interpreter complains, with a traceback, of one that had come when it was set.
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
 
     for number in caught:
         signal.signal(number, interrupt)
