@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("timezero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timezero")
 
-# A job in the background, or under nohup, is started with these ignored, and so would be every command that we interrupt.
+# A job in the background, or under nohup, is started with these ignored, and so would be what we interrupt.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
