@@ -23,9 +23,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid():
-        pytest.skip("loop devices need root")
+def device(root: None, tmp_path: Path) -> Iterator[Path]:
     with loop_device(image(tmp_path / "backing", 4 * MIB, seed=2)) as path:
         yield path
 

@@ -23,7 +23,6 @@
 
 #define TZ_CACHE_LINE 64
 
-#define TZ_TRACK_DEFAULT (64 * TZ_KIB)
 #define TZ_TRACK_MIN     (4 * TZ_KIB)
 #define TZ_TRACK_MAX     (1 * TZ_MIB)
 #define TZ_CHUNK_DEFAULT (1 * TZ_MIB)
