@@ -51,7 +51,7 @@ struct tz_bufspace {
     uint8_t *base;
     size_t frame_size;
     uint32_t frames, minimum;
-    bool huge, locked;
+    bool wants_huge, huge, locked;
 
     /* Under the mutex. */
     pthread_mutex_t mutex;
@@ -96,6 +96,12 @@ static bool huge_backed(const uint8_t *base, size_t bytes)
     return backed >= bytes;
 }
 
+static void touch(tz_bufspace *space, size_t bytes)
+{
+    prefault(space->base, bytes);
+    space->huge = space->wants_huge && huge_backed(space->base, bytes);
+}
+
 static int map_frames(tz_bufspace *space, unsigned flags)
 {
     size_t bytes = space->frame_size * space->frames, align = PAGE_BYTES;
@@ -115,9 +121,10 @@ static int map_frames(tz_bufspace *space, unsigned flags)
      * the application's data does not belong into a core dump. */
     (void)madvise(space->base, bytes, MADV_DONTFORK);
     (void)madvise(space->base, bytes, MADV_DONTDUMP);
-    prefault(space->base, bytes);
+    space->wants_huge = flags & TZ_BUFSPACE_HUGE;
+    if (!(flags & TZ_BUFSPACE_LATER))
+        touch(space, bytes);
     space->locked = flags & TZ_BUFSPACE_LOCK && mlock(space->base, bytes) == 0;
-    space->huge = flags & TZ_BUFSPACE_HUGE && huge_backed(space->base, bytes);
     return 0;
 }
 
@@ -139,7 +146,7 @@ int tz_bufspace_create(tz_bufspace **out, size_t frame_size, uint32_t frames, ui
     int error = -ENOMEM;
 
     if (frame_size == 0 || frame_size % PAGE_BYTES || frames == 0 || minimum == 0 || minimum > frames ||
-        flags & ~(unsigned)(TZ_BUFSPACE_HUGE | TZ_BUFSPACE_LOCK))
+        flags & ~(unsigned)(TZ_BUFSPACE_HUGE | TZ_BUFSPACE_LOCK | TZ_BUFSPACE_LATER))
         return -EINVAL;
     if (__builtin_mul_overflow(frame_size, (size_t)frames, &bytes) || bytes > PTRDIFF_MAX - 2 * HUGE_BYTES)
         return -ENOMEM;
@@ -186,6 +193,14 @@ void tz_bufspace_destroy(tz_bufspace *space)
     free(space->owner);
     free(space->free_frames);
     free(space);
+}
+
+void tz_bufspace_ready(tz_bufspace *space, uint32_t frames)
+{
+    size_t bytes = space->frame_size * tz_min_u64(frames, space->frames);
+
+    /* The mapping of huge pages ends on one. */
+    touch(space, space->wants_huge ? tz_align_up(bytes, HUGE_BYTES) : bytes);
 }
 
 void *tz_bufspace_base(const tz_bufspace *space, size_t *bytes)

@@ -136,7 +136,6 @@ struct tz_transfer {
     tz_area *area; /* NULL before start, when there is no chunk, and after the end */
     tz_index_entry *index;
     uint64_t size, chunks;
-    tz_digest zeros; /* of a full chunk of zeros */
 
     pthread_mutex_t lock;
     tz_bitmap claimed;
@@ -151,6 +150,7 @@ struct tz_transfer {
     enum tz_transfer_side side;
     uint64_t error_offset;
 
+    _Atomic bool granted;  /* the area; never false again */
     _Atomic bool stopping; /* failed or cancelled: no more claims */
     _Atomic bool ended;
     _Atomic uint64_t bytes_done, bytes_read, bytes_written;
@@ -164,9 +164,12 @@ struct tz_worker {
     pthread_t thread;
     bool running;
     tz_io *io;
-    tz_chunk *chunks; /* depth of them */
+    tz_chunk *chunks; /* mover->chunks_each of them */
     uint32_t in_flight;
-    uint32_t turn; /* transfer to be looked at first */
+    tz_transfer **live; /* transfers that have their area and have not ended, as far as this worker has noticed */
+    uint32_t live_count;
+    uint32_t next; /* transfer that is the next to become live: areas are granted in order */
+    uint32_t turn; /* place in `live` to be looked at first */
     tz_io_op timer;
     bool timer_armed;
     tz_io_message wake;
@@ -185,8 +188,26 @@ typedef struct tz_pace {
     _Atomic uint32_t level; /* the same, now */
 } tz_pace;
 
+/* How many chunks in flight pay (depth.c). */
+typedef struct tz_depth {
+    uint32_t most, workers; /* constant; depths are a worker's */
+
+    /* Under the lock. */
+    pthread_mutex_t lock;
+    uint32_t settled;         /* has proved itself */
+    uint32_t trial;           /* number of the window being measured, from 1; 0: no trial */
+    uint32_t skip, left;      /* chunks of the window: not counted yet, still to be counted */
+    uint64_t bytes, began_ns; /* of the window */
+    uint64_t before;          /* rate of the window before, bytes a second */
+    uint64_t wait, pause;     /* chunks to the next trial, and to the one after it */
+
+    _Atomic uint32_t limit; /* in use now */
+} tz_depth;
+
 struct tz_mover {
     tz_mover_config config;
+    uint32_t chunks_each; /* chunk objects of a worker: the most it may ever have in flight */
+    tz_digest zeros;      /* of a full chunk of zeros */
     tz_bufspace *space;
     tz_transfer **transfers;
     uint32_t count;
@@ -194,6 +215,7 @@ struct tz_mover {
     bool started;
     _Atomic uint32_t running; /* transfers that have their area and have not ended */
     tz_pace pace;
+    tz_depth depth;
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* `ended` moved */
@@ -238,6 +260,7 @@ void tz_transfer_destroy(tz_transfer *transfer);
 
 /* ---- worker.c ---- */
 int tz_worker_create(tz_worker *worker, tz_mover *mover, uint32_t number);
+int tz_worker_prepare(tz_worker *worker); /* after the last transfer was added */
 int tz_worker_start(tz_worker *worker);
 void tz_worker_wake(tz_worker *worker);  /* any thread */
 void tz_mover_wake_all(tz_mover *mover); /* any thread */
@@ -252,5 +275,11 @@ uint32_t tz_pace_depth(tz_mover *mover, uint32_t worker); /* chunks the worker m
 uint32_t tz_pace_piece(const tz_pace *pace);              /* bytes to read at once; 0: no limit */
 uint64_t tz_pace_interval(void);                          /* ns between looks */
 void tz_pace_destroy(tz_pace *pace);
+
+/* ---- depth.c ---- */
+void tz_depth_init(tz_depth *depth, uint32_t least, uint32_t most, uint32_t workers); /* least == most: fixed */
+void tz_depth_observe(tz_depth *depth, uint32_t bytes, uint64_t now_ns); /* a chunk has ended; bytes it moved */
+void tz_depth_disturbed(tz_depth *depth);                                /* something else sets the pace now */
+void tz_depth_fini(tz_depth *depth);
 
 #endif

@@ -10,9 +10,11 @@
 
 #include "internal.h"
 
-#define TZ_DEPTH_DEFAULT 8
-#define TZ_DEPTH_MAX     256
-#define TZ_WORKERS_MAX   64
+/* Where depth is not given: what a disk needs, and how far a source with latency may go (depth.c). */
+#define TZ_DEPTH_LEAST 8
+#define TZ_DEPTH_MOST  32
+#define TZ_DEPTH_MAX   256
+#define TZ_WORKERS_MAX 64
 
 uint64_t tz_mover_now(void)
 {
@@ -56,13 +58,22 @@ void tz_sink_destroy(tz_sink *sink)
         sink->ops->destroy(sink);
 }
 
-static int check_config(tz_mover_config *config, tz_bufspace *space)
+/* Chunks in flight that a worker may come to have: more than there are frames would only wait for one. */
+static uint32_t most_depth(const tz_mover_config *config, uint32_t frames)
+{
+    if (config->depth)
+        return config->depth;
+    return (uint32_t)tz_min_u64(TZ_DEPTH_MOST, tz_max_u64(TZ_DEPTH_LEAST, frames / config->workers));
+}
+
+static int check_config(tz_mover_config *config, tz_bufspace *space, uint32_t *most)
 {
     tz_bufspace_stats stats;
 
-    config->workers = config->workers ? config->workers : 1;
-    config->depth = config->depth ? config->depth : TZ_DEPTH_DEFAULT;
     tz_bufspace_stats_get(space, &stats);
+    config->workers = config->workers ? config->workers : 1;
+    *most = most_depth(config, stats.frames);
+    config->depth = config->depth ? config->depth : TZ_DEPTH_LEAST;
     if (config->workers > TZ_WORKERS_MAX || config->depth > TZ_DEPTH_MAX)
         return -EINVAL;
     if (config->chunk_size == 0 || config->chunk_size % TZ_FRAME_ALIGN || config->chunk_size > TZ_CHUNK_MAX ||
@@ -99,14 +110,16 @@ int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *c
         return -ENOMEM;
     mover->config = *config;
     mover->space = space;
-    rc = check_config(&mover->config, space);
+    rc = check_config(&mover->config, space, &mover->chunks_each);
     if (rc == 0)
         rc = create_workers(mover);
     if (rc < 0) {
         free(mover);
         return rc;
     }
+    tz_digest_zeros(&mover->zeros, mover->config.chunk_size);
     tz_pace_create(&mover->pace, &mover->config);
+    tz_depth_init(&mover->depth, mover->config.depth, mover->chunks_each, mover->config.workers);
     pthread_mutex_init(&mover->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -145,6 +158,8 @@ int tz_mover_start(tz_mover *mover)
     mover->started = true;
     for (uint32_t i = 0; i < mover->count && rc == 0; i++)
         rc = tz_transfer_request(mover->transfers[i]);
+    for (uint32_t i = 0; i < mover->config.workers && rc == 0; i++)
+        rc = tz_worker_prepare(&mover->workers[i]);
     for (uint32_t i = 0; i < mover->config.workers && rc == 0; i++)
         rc = tz_worker_start(&mover->workers[i]);
     if (rc < 0)
@@ -217,6 +232,15 @@ void tz_mover_report_get(tz_mover *mover, uint32_t number, tz_transfer_report *o
     *out = report;
 }
 
+uint64_t tz_mover_bytes_done(tz_mover *mover)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < mover->count; i++)
+        sum += get(&mover->transfers[i]->bytes_done);
+    return sum;
+}
+
 int tz_mover_sync(tz_mover *mover, uint32_t number)
 {
     tz_transfer *transfer = mover->transfers[number];
@@ -245,6 +269,7 @@ void tz_mover_destroy(tz_mover *mover)
     free(mover->workers);
     free(mover->transfers);
     tz_pace_destroy(&mover->pace);
+    tz_depth_fini(&mover->depth);
     pthread_mutex_destroy(&mover->lock);
     pthread_cond_destroy(&mover->changed);
     free(mover);

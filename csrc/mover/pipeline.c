@@ -111,7 +111,7 @@ static int identify(tz_chunk *chunk)
 
     if (chunk->zero) {
         if (chunk->length == chunk->worker->mover->config.chunk_size)
-            entry->digest = chunk->transfer->zeros;
+            entry->digest = chunk->worker->mover->zeros;
         else
             tz_digest_zeros(&entry->digest, chunk->length);
     } else {
@@ -139,7 +139,7 @@ static void account(tz_chunk *chunk)
 /* An ordered sink has stored a chunk: the next one may be waiting. */
 static void unpark(tz_worker *worker, tz_transfer *transfer)
 {
-    for (uint32_t i = 0; i < worker->mover->config.depth; i++) {
+    for (uint32_t i = 0; i < worker->mover->chunks_each; i++) {
         tz_chunk *chunk = &worker->chunks[i];
 
         if (chunk->state == TZ_CHUNK_PARKED && chunk->transfer == transfer && chunk->number == transfer->in_order) {
@@ -174,6 +174,8 @@ static void stored(tz_chunk *chunk)
     tz_worker *worker = chunk->worker;
 
     account(chunk);
+    tz_depth_observe(&worker->mover->depth, (uint32_t)tz_min_u64(chunk->read + chunk->written, UINT32_MAX),
+                     tz_mover_now());
     if (!transfer->sink->ops->ordered) {
         retire(chunk, true);
         return;
@@ -249,7 +251,7 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
 
 void tz_worker_interrupt(tz_worker *worker, tz_transfer *transfer)
 {
-    for (uint32_t i = 0; i < worker->mover->config.depth; i++) {
+    for (uint32_t i = 0; i < worker->mover->chunks_each; i++) {
         tz_chunk *chunk = &worker->chunks[i];
 
         if (chunk->transfer != transfer || chunk->state == TZ_CHUNK_FREE)

@@ -44,7 +44,6 @@ int tz_transfer_create(tz_transfer **out, tz_mover *mover, tz_source *source, tz
         return -ENOMEM;
     }
     tz_bitmap_init(&transfer->claimed, transfer->claimed_memory, transfer->chunks);
-    tz_digest_zeros(&transfer->zeros, chunk_size);
     pthread_mutex_init(&transfer->lock, NULL);
     transfer->index = index;
     transfer->source = source;
@@ -54,18 +53,26 @@ int tz_transfer_create(tz_transfer **out, tz_mover *mover, tz_source *source, tz
     return 0;
 }
 
+/* Granted, or a frame came free: who is in line is told of the first only. */
 static void area_notify(void *user)
 {
-    tz_mover_wake_all(user);
+    tz_transfer *transfer = user;
+
+    atomic_store(&transfer->granted, true);
+    tz_mover_wake_all(transfer->mover);
 }
 
 int tz_transfer_request(tz_transfer *transfer)
 {
     uint32_t useful = (uint32_t)tz_min_u64(transfer->chunks, UINT32_MAX);
+    int rc;
 
     if (transfer->chunks == 0)
         return 0;
-    return tz_area_request(&transfer->area, transfer->mover->space, useful, area_notify, transfer->mover);
+    rc = tz_area_request(&transfer->area, transfer->mover->space, useful, area_notify, transfer);
+    if (rc == 0 && tz_area_granted(transfer->area))
+        atomic_store(&transfer->granted, true);
+    return rc;
 }
 
 /* A visit keeps the transfer, and with it the area, from ending: a frame is taken before a chunk is claimed. */

@@ -54,7 +54,7 @@ static void arm_timer(tz_worker *worker, uint64_t ns)
 
 static tz_chunk *free_chunk(tz_worker *worker)
 {
-    for (uint32_t i = 0; i < worker->mover->config.depth; i++)
+    for (uint32_t i = 0; i < worker->mover->chunks_each; i++)
         if (worker->chunks[i].state == TZ_CHUNK_FREE)
             return &worker->chunks[i];
     return NULL;
@@ -67,8 +67,7 @@ static void *next_chunk(tz_worker *worker, tz_transfer *transfer, uint64_t *numb
     uint64_t wait;
     void *frame;
 
-    if (!tz_area_granted(transfer->area))
-        return NULL;
+    assert(atomic_load(&transfer->granted));
     if (atomic_load_explicit(&transfer->started_ns, memory_order_relaxed) == 0) {
         uint64_t never = 0;
 
@@ -97,7 +96,7 @@ static bool has_share(const tz_worker *worker, const tz_transfer *transfer, uint
 
     if (worker->in_flight >= depth)
         return false;
-    for (uint32_t i = 0; i < worker->mover->config.depth && others > 0; i++)
+    for (uint32_t i = 0; i < worker->mover->chunks_each && others > 0; i++)
         mine += worker->chunks[i].state != TZ_CHUNK_FREE && worker->chunks[i].transfer == transfer;
     return mine < (depth > others ? depth - others : 1);
 }
@@ -126,26 +125,62 @@ static bool serve(tz_worker *worker, tz_transfer *transfer, uint32_t depth)
     return true;
 }
 
+/* Takes up the transfers that have become live. Those in line for an area cost nothing until it is their turn, be they
+ * ten thousand; who stops while in line is seen when those before have been. */
+static void take_up(tz_worker *worker)
+{
+    tz_mover *mover = worker->mover;
+
+    for (; worker->next < mover->count; worker->next++) {
+        tz_transfer *transfer = mover->transfers[worker->next];
+
+        if (transfer->chunks > 0 && !atomic_load(&transfer->granted) && !atomic_load(&transfer->stopping))
+            return;
+        worker->live[worker->live_count++] = transfer;
+    }
+}
+
+static bool drop_ended(tz_worker *worker, uint32_t place)
+{
+    if (!atomic_load(&worker->live[place]->ended))
+        return false;
+    worker->live[place] = worker->live[--worker->live_count];
+    return true;
+}
+
+/* Chunks that the worker may have in flight now. */
+static uint32_t depth_now(tz_worker *worker)
+{
+    tz_mover *mover = worker->mover;
+    uint32_t depth = tz_pace_depth(mover, worker->number);
+
+    if (depth < mover->config.depth || mover->config.rate)
+        tz_depth_disturbed(&mover->depth);
+    else
+        depth = atomic_load_explicit(&mover->depth.limit, memory_order_relaxed);
+    if (depth == 0)
+        arm_timer(worker, tz_pace_interval());
+    return depth;
+}
+
 /* Fills the worker's depth. True when it stopped for the engine's sake only. */
 static bool pump(tz_worker *worker)
 {
-    tz_mover *mover = worker->mover;
-    uint32_t idle = 0, started = 0, depth = tz_pace_depth(mover, worker->number);
+    uint32_t idle = 0, started = 0, depth = depth_now(worker);
 
-    if (depth == 0)
-        arm_timer(worker, tz_pace_interval());
-    /* Every transfer is looked at once even when there is no room: it may be stopping. */
-    while (idle < mover->count && started < TZ_PUMP_BATCH) {
-        tz_transfer *transfer = mover->transfers[worker->turn++ % mover->count];
+    take_up(worker);
+    /* Every live transfer is looked at once even when there is no room: it may be stopping. */
+    while (idle < worker->live_count && started < TZ_PUMP_BATCH) {
+        uint32_t place = worker->turn++ % worker->live_count;
 
-        if (serve(worker, transfer, depth)) {
+        if (serve(worker, worker->live[place], depth)) {
             started++;
             idle = 0;
-        } else {
+        } else if (!drop_ended(worker, place)) { /* its place has another now, who was not looked at */
             idle++;
         }
     }
-    return idle < mover->count;
+    return idle < worker->live_count;
 }
 
 static bool all_ended(tz_mover *mover)
@@ -181,16 +216,16 @@ static void *worker_main(void *arg)
 
 int tz_worker_create(tz_worker *worker, tz_mover *mover, uint32_t number)
 {
-    tz_io_config config = {.kind = mover->config.io, .depth = mover->config.depth + 1, .threads = 0};
+    tz_io_config config = {.kind = mover->config.io, .depth = mover->chunks_each + 1, .threads = 0};
     int rc;
 
     worker->mover = mover;
     worker->number = number;
     worker->wake.run = on_wake;
-    worker->chunks = calloc(mover->config.depth, sizeof(*worker->chunks));
+    worker->chunks = calloc(mover->chunks_each, sizeof(*worker->chunks));
     if (!worker->chunks)
         return -ENOMEM;
-    for (uint32_t i = 0; i < mover->config.depth; i++)
+    for (uint32_t i = 0; i < mover->chunks_each; i++)
         worker->chunks[i].worker = worker;
     rc = tz_io_create(&worker->io, &config);
     if (rc < 0) {
@@ -198,6 +233,12 @@ int tz_worker_create(tz_worker *worker, tz_mover *mover, uint32_t number)
         worker->chunks = NULL;
     }
     return rc;
+}
+
+int tz_worker_prepare(tz_worker *worker)
+{
+    worker->live = calloc(tz_max_u64(worker->mover->count, 1), sizeof(tz_transfer *));
+    return worker->live ? 0 : -ENOMEM;
 }
 
 /* Signals are for the application's own threads: SIGPIPE of a stream's reader included. */
@@ -224,4 +265,5 @@ void tz_worker_destroy(tz_worker *worker)
 {
     tz_io_destroy(worker->io);
     free(worker->chunks);
+    free(worker->live);
 }

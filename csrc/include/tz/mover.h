@@ -106,7 +106,7 @@ void tz_sink_destroy(tz_sink *sink);
 typedef struct tz_mover_config {
     tz_io_kind io;
     uint32_t workers;    /* threads; 0 = 1 */
-    uint32_t depth;      /* chunks in flight a worker; 0 = 8 */
+    uint32_t depth;      /* chunks in flight a worker; 0: 8, and up to 32 (and the frames there are) where more pay */
     uint32_t chunk_size; /* bytes; frames of the buffer space have this size */
     uint64_t rate;       /* bytes a second over all transfers; 0: no limit */
     bool opportunistic;  /* fewer chunks in flight while the application is active */
@@ -148,6 +148,7 @@ int tz_mover_start(tz_mover *mover);
 int tz_mover_wait(tz_mover *mover, int64_t timeout_ns); /* 1 all transfers ended, 0 not yet */
 void tz_mover_cancel(tz_mover *mover);                  /* soon; wait still has to be called */
 void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out);
+uint64_t tz_mover_bytes_done(tz_mover *mover); /* over all transfers */
 
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
 int tz_mover_sync(tz_mover *mover, uint32_t transfer);

@@ -7,6 +7,7 @@ cdef extern from "tz/bufspace.h" nogil:
     enum:
         TZ_BUFSPACE_HUGE
         TZ_BUFSPACE_LOCK
+        TZ_BUFSPACE_LATER
     ctypedef struct tz_bufspace:
         pass
     ctypedef struct tz_area:
@@ -23,6 +24,7 @@ cdef extern from "tz/bufspace.h" nogil:
         bint locked
     ctypedef void (*tz_area_notify)(void *user) noexcept nogil
     int tz_bufspace_create(tz_bufspace **out, size_t frame_size, uint32_t frames, uint32_t minimum, unsigned flags)
+    void tz_bufspace_ready(tz_bufspace *space, uint32_t frames)
     void tz_bufspace_destroy(tz_bufspace *space)
     void tz_bufspace_stats_get(tz_bufspace *space, tz_bufspace_stats *out)
     void *tz_bufspace_base(const tz_bufspace *space, size_t *bytes)

@@ -10,10 +10,20 @@ CHUNK_DEFAULT: int
 INDEX_ENTRY_BYTES: int  # 48
 
 class BufferSpace:
-    """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096)."""
+    """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096).
+
+    ready: frames to be touched now, the ones that are used first (None: all); the others when they are used.
+    """
 
     def __init__(
-        self, frame_size: int, frames: int, *, minimum: int = 2, huge: bool = True, lock: bool = False
+        self,
+        frame_size: int,
+        frames: int,
+        *,
+        minimum: int = 2,
+        ready: int | None = None,
+        huge: bool = True,
+        lock: bool = False,
     ) -> None: ...
     def stats(self) -> dict[str, int | bool]: ...
     def close(self) -> None: ...
@@ -21,7 +31,7 @@ class BufferSpace:
 class Mover:
     """Transfers of whole datasets, many chunks in flight, in C threads.
 
-    engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: default);
+    engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: as many as pay, from 8 to 32);
     rate: bytes a second (0: no limit).
     """
 
@@ -46,6 +56,8 @@ class Mover:
     def cancel(self) -> None: ...
     def report(self, transfer: int) -> dict[str, Any]:
         """Fields of tz_transfer_report; side as "", "source", "sink" or "session"."""
+    def bytes_done(self) -> int:
+        """Bytes of all datasets that are done, holes included."""
     def index(self, transfer: int) -> bytes:
         """The index entries of a finished transfer, as they are stored."""
     def sync(self, transfer: int) -> None:

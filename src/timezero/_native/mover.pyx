@@ -13,9 +13,11 @@ from libc.string cimport memset
 
 from timezero._native.bufspace cimport (
     TZ_BUFSPACE_HUGE,
+    TZ_BUFSPACE_LATER,
     TZ_BUFSPACE_LOCK,
     tz_bufspace_create,
     tz_bufspace_destroy,
+    tz_bufspace_ready,
     tz_bufspace_stats,
     tz_bufspace_stats_get,
 )
@@ -35,14 +37,16 @@ _SIDES = {TZ_SIDE_NONE: "", TZ_SIDE_SOURCE: "source", TZ_SIDE_SINK: "sink", TZ_S
 
 
 cdef class BufferSpace:
-    def __cinit__(self, frame_size, frames, *, minimum=2, huge=True, lock=False):
+    def __cinit__(self, frame_size, frames, *, minimum=2, ready=None, huge=True, lock=False):
         cdef size_t size = frame_size
-        cdef uint32_t count = frames, least = minimum
-        cdef unsigned flags = (TZ_BUFSPACE_HUGE if huge else 0) | (TZ_BUFSPACE_LOCK if lock else 0)
+        cdef uint32_t count = frames, least = minimum, touched = frames if ready is None else ready
+        cdef unsigned flags = (TZ_BUFSPACE_HUGE if huge else 0) | (TZ_BUFSPACE_LOCK if lock else 0) | TZ_BUFSPACE_LATER
         cdef int result
         with nogil:
             result = tz_bufspace_create(&self.ptr, size, count, least, flags)
         check(result, f"buffer space of {frames} frames of {frame_size} bytes")
+        with nogil:
+            tz_bufspace_ready(self.ptr, touched)
         self.frame_size = frame_size
 
     def __dealloc__(self):
@@ -152,6 +156,10 @@ cdef class Mover:
     def cancel(self):
         self.alive()
         tz_mover_cancel(self.ptr)
+
+    def bytes_done(self):
+        self.alive()
+        return tz_mover_bytes_done(self.ptr)
 
     def report(self, transfer):
         cdef tz_transfer_report r

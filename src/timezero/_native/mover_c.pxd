@@ -82,6 +82,7 @@ cdef extern from "tz/mover.h" nogil:
     int tz_mover_wait(tz_mover *mover, int64_t timeout_ns)
     void tz_mover_cancel(tz_mover *mover)
     void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out)
+    uint64_t tz_mover_bytes_done(tz_mover *mover)
     int tz_mover_sync(tz_mover *mover, uint32_t transfer)
     void tz_mover_destroy(tz_mover *mover)
 

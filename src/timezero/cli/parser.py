@@ -91,7 +91,13 @@ def _mover(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--buffer", type=_size, default="32M", metavar="SIZE", help="buffer space (default: %(default)s)"
     )
-    group.add_argument("--depth", type=_count, default=0, metavar="N", help="chunks in flight a worker")
+    group.add_argument(
+        "--depth",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="chunks in flight a worker (default: 8, and up to 32 where more pay)",
+    )
     group.add_argument("--workers", type=_count, default=0, metavar="N", help="threads")
     group.add_argument(
         "--rate", type=_size, default=0, metavar="SIZE", help="bytes a second at most (default: no limit)"

@@ -101,7 +101,7 @@ class Moving:
         options.check()
         self.transfers: list[Transfer] = []
         try:
-            self._space = BufferSpace(chunk_size, options.frames(chunk_size))
+            self._space = BufferSpace(chunk_size, options.frames(chunk_size), ready=options.frames_ready())
         except OSError as error:
             raise TimezeroError(
                 f"no buffer space of {options.buffer_bytes} bytes: {error.strerror}: try a smaller --buffer"
@@ -153,7 +153,7 @@ class Moving:
 
     def bytes_done(self) -> int:
         """Bytes of the datasets that are done, holes included."""
-        return sum(int(self._mover.report(transfer.number)["bytes_done"]) for transfer in self.transfers)
+        return self._mover.bytes_done()
 
     def index(self, transfer: Transfer) -> bytes:
         """The index entries of a transfer that has arrived."""

@@ -10,6 +10,7 @@ from timezero.units import MIB
 
 ENGINES = ("auto", "uring", "threads")
 MODES = ("opportunistic", "fixed")
+DEPTH_LEAST = 8  # chunks in flight that a mover begins with: csrc/mover/mover.c
 
 
 def engine_from_environment() -> str:
@@ -24,8 +25,8 @@ def engine_from_environment() -> str:
 class MoverOptions:
     """The data mover.
 
-    buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker, workers:
-    threads (0: the mover's defaults). rate: bytes a second over everything, 0 for no limit. mode: "opportunistic"
+    buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker (0: as
+    many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit. mode: "opportunistic"
     gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
     """
 
@@ -44,6 +45,10 @@ class MoverOptions:
                 f"a buffer space of {self.buffer_bytes} bytes is too small: two chunks of {chunk_size} must fit"
             )
         return min(frames, 2**20)
+
+    def frames_ready(self) -> int:
+        """Frames that are in use from the beginning: the rest is touched when it is needed."""
+        return max(self.workers, 1) * (self.depth or DEPTH_LEAST)
 
     def check(self) -> None:
         """Raises UsageError for a mode or engine that does not exist, or a number out of range."""
