@@ -26,8 +26,8 @@ class MoverOptions:
     """The data mover.
 
     buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker (0: as
-    many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit. mode: "opportunistic"
-    gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
+    many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit.
+    mode: "opportunistic" gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
     """
 
     buffer_bytes: int = 32 * MIB
