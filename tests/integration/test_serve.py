@@ -339,3 +339,31 @@ def test_connections_and_sessions_leave_no_descriptors(serve, image):
             assert time.monotonic() < deadline, f"{count()} descriptors, {level} before"
             time.sleep(0.02)
         level = count()
+
+
+def test_being_stopped_and_continued_ends_nothing(serve, tmp_path):
+    """Longer than the server's own waits, and more than once."""
+    volume = tmp_path / "volume"
+    volume.write_bytes(bytes(1 << 20))
+    server = serve({"v": volume})
+    for pause in (0.2, 1.5, 2.2):
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(pause)
+        server.process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        assert session.status(server.control)["volumes"][0]["name"] == "v"
+    assert server.stop() == 0
+
+
+def test_a_server_under_nohup_outlives_its_terminal(tmp_path):
+    volume = tmp_path / "volume"
+    volume.write_bytes(bytes(1 << 20))
+    command = ["nohup", sys.executable, "-m", "timezero", "serve", "--volume", f"v={volume}"]
+    command += ["--nbd", f"nbd+unix:///?socket={tmp_path / 'nbd'}", "--control", str(tmp_path / "control")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        server.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(1.5)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(TIMEOUT) == 0

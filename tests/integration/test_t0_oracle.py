@@ -38,7 +38,7 @@ class World:
     """Two served volumes under load."""
 
     folder: Path
-    control: str
+    controls: list[str]
     loads: dict[str, Load]
 
     def stop(self) -> int:
@@ -53,19 +53,27 @@ class World:
 
 @pytest.fixture
 def busy(serve: Callable, blockload: Path, tmp_path: Path) -> Iterator[Callable[..., World]]:
-    """busy(engine, load options, **serve options) -> World: served, filled by half, written to at depth."""
+    """busy(engine, load options, apart, **serve options) -> World: served, filled by half, written to at depth.
+
+    apart: each volume by a storage subsystem of its own.
+    """
     loads: list[Load] = []
 
-    def start(engine: str = "uring", options: dict[str, int] | None = None, **serving: object) -> World:
+    def start(
+        engine: str = "uring", options: dict[str, int] | None = None, apart: bool = False, **serving: object
+    ) -> World:
         paths = {name: tmp_path / f"{name}.img" for name in VOLUMES}
         for number, path in enumerate(paths.values()):
             path.touch()
             with path.open("r+b") as file:
                 file.truncate(SIZE + 512)  # the last track is short
             fill(blockload, path, number, 0, SIZE // 2)
-        served = serve(paths, env={"TIMEZERO_IO": engine}, **serving)
-        world = World(tmp_path, served.control, {})
+        env = {"TIMEZERO_IO": engine}
+        groups = [{name: path} for name, path in paths.items()] if apart else [paths]
+        servers = [serve(group, env=env, **serving) for group in groups]
+        world = World(tmp_path, [served.control for served in servers], {})
         for number, name in enumerate(VOLUMES):
+            served = servers[number if apart else 0]
             load = Load(blockload, Path(served.nbd_socket), name, number, SIZE, tmp_path, depth=8, seconds=60)
             load.options = {"min": 512, "max": 131072, "grain": 512, "zero": 4, "trim": 4, "fua": 1, **(options or {})}
             loads.append(load)
@@ -89,11 +97,20 @@ class Backup:
 class Copying:
     """A backup of both volumes into image files, under way. Faults are the mover's, for tests that must fail."""
 
-    def __init__(self, world: World, label: str, engine: str, track: int, faults: int = 0, **limits: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        label: str,
+        engine: str,
+        track: int,
+        faults: int = 0,
+        suspend: Callable[[session.Group | session.Federation], object] = lambda group: group.suspend(2_000_000),
+        **limits: int,
+    ) -> None:
         self.stack = ExitStack()
         self.images = {name: world.folder / f"{label}-{name}.img" for name in VOLUMES}
         self.group = self.stack.enter_context(
-            session.prepare(world.control, VOLUMES, track_size=track, **{"memory_bytes": 160 * MIB, **limits})
+            session.prepare_all(world.controls, VOLUMES, track_size=track, **{"memory_bytes": 160 * MIB, **limits})
         )
         space = BufferSpace(CHUNK, 16)
         self.stack.callback(space.close)
@@ -104,7 +121,7 @@ class Copying:
                 sink = Sink.image(file.fileno(), part.size, fresh=True)
             self.mover.add(Source.session(part.handles), sink)
         before = time.monotonic_ns()
-        self.group.suspend(2_000_000)
+        suspend(self.group)
         self.window = (before, time.monotonic_ns())
         self.mover.start()
 
@@ -127,6 +144,30 @@ def test_one_instant_explains_a_group(busy, engine, track):
     assert sum(part["intercepted"] for part in backup.parts) > 50
     assert sum(part["zero_images"] for part in backup.parts) > 0
     assert sum(report["chunks_sidefile"] + report["chunks_mixed"] for report in backup.reports) > 0
+
+
+def test_one_instant_explains_a_group_over_two_subsystems(busy):
+    world = busy(apart=True)
+    backup = Copying(world, "t0", "uring", 16384).finish()
+    assert world.stop() > 1000
+    verdict = world.judge(backup.images, backup.window)
+    assert verdict.explained, verdict.faults
+    assert {part["volume"] for part in backup.parts} == set(VOLUMES)
+    assert all(part["intercepted"] > 20 for part in backup.parts)
+
+
+def test_two_suspensions_are_not_one_instant(busy):
+    """What a coordinator would do that suspends one subsystem after the other."""
+
+    def one_by_one(federation: session.Federation) -> None:
+        for group in federation._groups:
+            group.suspend(2_000_000)
+            time.sleep(0.05)
+
+    world = busy(apart=True)
+    backup = Copying(world, "t0", "uring", 16384, suspend=one_by_one).finish()
+    world.stop()
+    assert not world.judge(backup.images, backup.window).explained
 
 
 def test_one_instant_explains_a_group_through_the_file_tier(busy, tmp_path):

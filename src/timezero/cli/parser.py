@@ -110,9 +110,11 @@ def _mover(parser: argparse.ArgumentParser) -> None:
 
 def _session(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("session, for served volumes")
-    default = os.environ.get("TIMEZERO_CONTROL") or None
     group.add_argument(
-        "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
+        "--control",
+        action="append",
+        metavar="SOCKET",
+        help="control socket (default: TIMEZERO_CONTROL); several for a group over several servers",
     )
     group.add_argument(
         "--deadline",

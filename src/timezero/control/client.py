@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,6 +60,7 @@ class Client:
         self._path = os.fspath(path)
         self._timeout = timeout
         self._next = 1
+        self._posted = (0, "")
         self._channel: Channel | None = Channel(_connect(self._path, timeout), accept_descriptors=True)
         try:
             self.server = self.call("hello", version=VERSION, client=f"timezero {__version__}")
@@ -67,40 +70,65 @@ class Client:
 
     def call(self, op: str, *, timeout: float | None = None, **fields: Any) -> dict[str, Any]:
         """One request and its answer; answers with descriptors are refused. timeout: seconds."""
-        reply, descriptors = self.call_for_descriptors(op, timeout=timeout, **fields)
-        if descriptors:
-            _close_all(descriptors)
-            raise ControlError("internal", f"control socket {self._path}: unexpected descriptors in a reply to {op}")
-        return reply
+        self.post(op, timeout=timeout, **fields)
+        return self.answer(timeout=timeout)
 
     def call_for_descriptors(
         self, op: str, *, timeout: float | None = None, **fields: Any
     ) -> tuple[dict[str, Any], list[int]]:
         """One request, its answer, and the descriptors that came along, which are the caller's to close."""
-        channel = self._channel
-        if channel is None:
-            raise ConnectionLostError(f"control socket {self._path}: the connection is closed")
-        timeout = self._timeout if timeout is None else timeout
-        number, self._next = self._next, self._next + 1
-        try:
-            channel.send({"id": number, "op": op, **fields}, timeout=timeout)
-            reply, descriptors = channel.receive(timeout=timeout)
+        self.post(op, timeout=timeout, **fields)
+        return self._receive(timeout)
+
+    def post(self, op: str, *, timeout: float | None = None, **fields: Any) -> None:
+        """Send a request without waiting for its answer, so that several servers work at the same time: `answer`
+        must follow before the next request.
+        """
+        with self._closed_by_failure(op, timeout) as channel:
+            number, self._next = self._next, self._next + 1
+            self._posted = number, op
+            channel.send({"id": number, "op": op, **fields}, timeout=self._limit(timeout))
+
+    def answer(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """The answer to the request that was posted; one with descriptors is refused. timeout: seconds."""
+        reply, descriptors = self._receive(timeout)
+        if descriptors:
+            _close_all(descriptors)
+            raise ControlError("internal", f"control socket {self._path}: unexpected descriptors in a reply")
+        return reply
+
+    def _receive(self, timeout: float | None) -> tuple[dict[str, Any], list[int]]:
+        number, op = self._posted
+        with self._closed_by_failure(op, timeout) as channel:
+            reply, descriptors = channel.receive(timeout=self._limit(timeout))
             if reply.get("id") not in (number, None) or not isinstance(reply.get("ok"), bool):
                 _close_all(descriptors)
                 raise WireError("an answer to something else", fatal=True)
+        if not reply["ok"]:
+            _close_all(descriptors)
+            raise _refused(reply)
+        return reply, descriptors
+
+    def _limit(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+    @contextlib.contextmanager
+    def _closed_by_failure(self, op: str, timeout: float | None) -> Iterator[Channel]:
+        if self._channel is None:
+            raise ConnectionLostError(f"control socket {self._path}: the connection is closed")
+        try:
+            yield self._channel
         except TimeoutError:
             self.close()
-            raise ConnectionLostError(f"control socket {self._path}: no answer to {op} within {timeout:g} s") from None
+            raise ConnectionLostError(
+                f"control socket {self._path}: no answer to {op} within {self._limit(timeout):g} s"
+            ) from None
         except (Disconnected, WireError) as error:
             self.close()
             raise ConnectionLostError(f"control socket {self._path}: connection lost in {op}: {error}") from None
         except BaseException:
             self.close()
             raise
-        if not reply["ok"]:
-            _close_all(descriptors)
-            raise _refused(reply)
-        return reply, descriptors
 
     def close(self) -> None:
         """Safe to repeat. Sessions that were not ended are cancelled by the server."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from timezero.errors import UsageError
@@ -69,16 +70,24 @@ class MoverOptions:
 class SessionOptions:
     """A session with a storage subsystem.
 
-    control: the path of its control socket, None for the default one. track_size: bytes; memory_bytes, file_bytes:
+    control: the path of its control socket, or those of several subsystems, None for the default one. track_size: bytes; memory_bytes, file_bytes:
     caps of the sidefile's tiers, a volume; None for what the subsystem is set to. deadline_us: how long the
     application may be suspended at most; when it passes, the application goes on and the job fails.
     """
 
-    control: str | None = None
+    control: str | Sequence[str] | None = None
     track_size: int | None = None
     memory_bytes: int | None = None
     file_bytes: int | None = None
     deadline_us: int = 1_000_000
+
+    @property
+    def controls(self) -> list[str]:
+        """Control sockets, each once."""
+        from timezero.config import default_control
+
+        named = [self.control] if isinstance(self.control, str) else [*(self.control or ())]
+        return list(dict.fromkeys(named or [default_control()]))
 
 
 def check_sizes(track_size: int, chunk_size: int) -> None:

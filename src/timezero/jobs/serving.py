@@ -23,16 +23,16 @@ _NONSENSE = "the storage subsystem's answer makes no sense: is it of this versio
 
 
 class Served:
-    """Volumes of one subsystem under one session. A context manager: leaving it before `end` cancels the session."""
+    """Volumes of one or several subsystems under one session. A context manager: leaving it before `end` cancels the session."""
 
     def __init__(self, volumes: Sequence[str], options: SessionOptions) -> None:
         """Prepare: everything is allocated, the application notices nothing."""
         from timezero import session
 
         self._options = options
-        self.paths = _paths(options.control, volumes)
-        self._group = session.prepare(
-            options.control,
+        self.paths = _paths(options.controls, volumes)
+        self._group = session.prepare_all(
+            options.controls,
             volumes,
             track_size=options.track_size,
             memory_bytes=options.memory_bytes,
@@ -114,12 +114,14 @@ def _numbers(part: dict[str, Any]) -> dict[str, int]:
     return {name: value for name, value in part.items() if type(value) is int and value >= 0}
 
 
-def _paths(control: str | None, volumes: Sequence[str]) -> dict[str, str]:
+def _paths(controls: Sequence[str], volumes: Sequence[str]) -> dict[str, str]:
     from timezero import session
 
-    status = session.status(control or session.default_control())
-    try:
-        served = {str(volume["name"]): str(volume["path"]) for volume in status["volumes"]}
-    except (KeyError, TypeError):
-        raise TimezeroError(_NONSENSE) from None
+    served: dict[str, str] = {}
+    for control in controls:
+        status = session.status(control)
+        try:
+            served |= {str(volume["name"]): str(volume["path"]) for volume in status["volumes"]}
+        except (KeyError, TypeError):
+            raise TimezeroError(_NONSENSE) from None
     return {name: served[name] for name in volumes if name in served}

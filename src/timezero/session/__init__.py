@@ -6,6 +6,7 @@ with session.prepare(None, ["db", "log"]) as group:
     group.end()                            # commit only if this returns
 """
 
+from timezero.session.federation import Federation, prepare_all
 from timezero.session.group import Group, Part, default_control, prepare, status
 
-__all__ = ["Group", "Part", "default_control", "prepare", "status"]
+__all__ = ["Federation", "Group", "Part", "default_control", "prepare", "prepare_all", "status"]

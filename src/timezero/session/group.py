@@ -1,7 +1,7 @@
 """A group of served volumes with one T0, held over a control connection.
 
-All volumes of a group are served by one storage subsystem, which suspends in one step. A group over several would hold
-a connection to each and go through the steps close, install and open on all of them.
+All volumes of a group are served by one storage subsystem, which suspends in one step. A group over several
+subsystems: federation.py.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ class Group:
         self._suspended = True
         return dict(reply["times"])
 
+    def post(self, op: str, **fields: Any) -> None:
+        """Send a step of a suspension (close, install, open, abort) without waiting: `answer` must follow."""
+        self._client.post(op, session=self.name, **fields)
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """The answer to the step. timeout: seconds. Raises DeadlineError, LockedError, ConnectionLostError."""
+        return self._client.answer(timeout=timeout)
+
     def report(self) -> list[dict[str, Any]]:
         """How each part is doing. Raises PunctureError when the connection is lost."""
         with self._t0_is_lost_with_connection():
@@ -91,6 +99,11 @@ class Group:
                 "application was not harmed; a larger sidefile or a faster target helps"
             )
         return reports
+
+    def hang_up(self) -> None:
+        """Close the connection: gates that are closed for this group open at once, the session is cancelled."""
+        self._ended = True
+        self._client.close()
 
     def cancel(self) -> None:
         """Give T0 up. Safe to repeat, also when the connection is gone: then the subsystem has cancelled by itself."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,7 +102,7 @@ def _overlay(config: _T, **values: Any) -> _T:
 
 def main(args: argparse.Namespace) -> int:
     config = configuration(args)
-    # Blocked before any thread begins, so that the signals wait for sigtimedwait below and start-up is not torn.
+    # Blocked before any thread begins: the signals are the main thread's, and start-up is not torn.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         return _serve(config)
@@ -118,14 +121,37 @@ def _serve(config: ServeConfig) -> int:
         log(f"control socket {subsystem.control}")
         print("ready", flush=True)
         _notify("READY=1")
-        while signal.sigtimedwait(_SIGNALS, 1.0) is None:
-            subsystem.tick()
+        with _ending() as asked:
+            while not select.select([asked], [], [], 1.0)[0]:
+                subsystem.tick()
         _notify("STOPPING=1")
     finally:
         if not subsystem.stop():
             _log(f"requests did not complete within {STOP_TIMEOUT:g} s; giving up on them")
             os._exit(TimezeroError.exit_code)  # their memory is still the kernel's to write: nothing may be freed
     return 0
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[socket.socket]:
+    """A socket that can be read from when one of the signals has come; those ignored from the start (nohup) stay so.
+
+    Not sigtimedwait: after SIGSTOP and SIGCONT, if its time has run out meanwhile, CPython's returns as if one had.
+    """
+    asked, teller = socket.socketpair()
+    with asked, teller:
+        teller.setblocking(False)
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, lambda *_: None) for number in heeded}
+        descriptor = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        try:
+            yield asked
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            signal.set_wakeup_fd(descriptor)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _notify(state: str) -> None:
