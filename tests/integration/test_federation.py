@@ -149,7 +149,7 @@ def test_the_command_says_that_t0_was_not_reached(servers, tmp_path):
 
 
 def test_volumes_that_are_nowhere_or_twice(servers, serve, tmp_path):
-    (left, right), images = servers
+    (left, right), _ = servers
     with pytest.raises(UsageError, match="none of"):
         session.prepare_all(controls(servers[0]), ["db", "nowhere"])
     other = image(tmp_path / "other.img", MIB)

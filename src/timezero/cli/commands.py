@@ -45,7 +45,7 @@ def _session(options: Any) -> SessionOptions:
     from timezero.jobs.options import SessionOptions
 
     return SessionOptions(
-        control=options.control or os.environ.get("TIMEZERO_CONTROL") or None,
+        control=options.control,
         track_size=options.track_size,
         memory_bytes=options.sidefile_memory,
         file_bytes=options.sidefile_file,

@@ -70,9 +70,10 @@ class MoverOptions:
 class SessionOptions:
     """A session with a storage subsystem.
 
-    control: the path of its control socket, or those of several subsystems, None for the default one. track_size: bytes; memory_bytes, file_bytes:
-    caps of the sidefile's tiers, a volume; None for what the subsystem is set to. deadline_us: how long the
-    application may be suspended at most; when it passes, the application goes on and the job fails.
+    control: the path of its control socket, or those of several subsystems, None for the default one. track_size:
+    bytes; memory_bytes, file_bytes: caps of the sidefile's tiers, a volume; None for what the subsystem is set to.
+    deadline_us: how long the application may be suspended at most; when it passes, the application goes on and the job
+    fails.
     """
 
     control: str | Sequence[str] | None = None

@@ -23,7 +23,10 @@ _NONSENSE = "the storage subsystem's answer makes no sense: is it of this versio
 
 
 class Served:
-    """Volumes of one or several subsystems under one session. A context manager: leaving it before `end` cancels the session."""
+    """Volumes of one or several subsystems under one session.
+
+    A context manager: leaving it before `end` cancels the session.
+    """
 
     def __init__(self, volumes: Sequence[str], options: SessionOptions) -> None:
         """Prepare: everything is allocated, the application notices nothing."""

@@ -3,8 +3,8 @@
     close on all ─▶ all have drained ─▶ install on all ─▶ open on all ─▶ every gate says: closed without a break since
                                                                          before the last install
 
-All subsystems do a step at the same time, and each holds its own gates to the deadline, whatever becomes of us and of the
-others. When any does not answer in time, refuses or is gone, the connections to all are closed: their gates open at
+All subsystems do a step at the same time, and each holds its own gates to the deadline, whatever becomes of us and of
+the others. When any does not answer in time, refuses or is gone, the connections to all are closed: their gates open at
 once, their sessions are cancelled, there is no T0.
 
 Errors: as session.group has them. Threads: one.
