@@ -14,8 +14,9 @@ C_TESTS := $(MAKE) --no-print-directory -j$(JOBS) -C tests/c run
 NATIVE := setup.py pyproject.toml src/timezero/_linux/_build.py \
           $(wildcard src/timezero/_native/*.pyx src/timezero/_native/*.px[di] csrc/*/*.c csrc/*/*.h csrc/include/tz/*.h csrc/*)
 
-# What a user's environment does not have either: with it, a lost write at exit would not show.
-unexport PYTHONUNBUFFERED
+# What a user's environment does not have either: with the one, a lost write at exit would not show; with the other, every
+# command would compile its own sources anew, which an installed package never does.
+unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
 build: $(VENV)/.built
 
