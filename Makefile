@@ -79,6 +79,7 @@ tsan: system build
 # What finishes in ten minutes; bench-full takes the sizes that figures are quoted from, and every row.
 bench: system-all build
 	$(PY) -m pytest bench
+	$(PY) -m bench.start
 	$(PY) -m bench.copy --quick
 	$(PY) -m bench.serve
 	$(PY) -m bench.intercept --quick --rounds 1
@@ -86,6 +87,8 @@ bench: system-all build
 
 bench-full: system-all build
 	$(PY) -m pytest bench
+	$(PY) -m bench.start
+	$(PY) -m bench.start --cold
 	$(PY) -m bench.copy
 	$(PY) -m bench.serve --full
 	$(PY) -m bench.intercept

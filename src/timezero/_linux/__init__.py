@@ -1,6 +1,7 @@
 """Rare, stateless system calls and probes, as thin typed functions. Nothing here runs once an I/O.
 
-Errors are OSError with the kernel's errno. Sizes and offsets are bytes. Everything is imported when it is first used.
+Errors are OSError with the kernel's errno. Sizes and offsets are bytes. Everything is imported when it is first used:
+who freezes, or gives up rights, imports by name beforehand.
 """
 
 from typing import TYPE_CHECKING

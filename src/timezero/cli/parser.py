@@ -59,12 +59,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def build(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of what is needed to parse `arguments`: the command they name has its own arguments, no other has.
-
-    A command that is named first is the only one: argparse takes a millisecond for every few arguments.
-    """
-    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+def build(command: str = "") -> argparse.ArgumentParser:
+    """The parser of a command, or of what is not specific to one: each command takes argparse milliseconds."""
     parser = _Parser(
         prog="timezero", description="Point-in-time backups of live volumes at device speed.", epilog=_EXIT_CODES
     )
@@ -72,10 +68,10 @@ def build(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser, prog=parser.prog
     )
-    for name in [named] if arguments[:1] == [named] and named in _COMMANDS else _COMMANDS:
+    for name in [command] if command in _COMMANDS else _COMMANDS:
         text, fill = _COMMANDS[name]
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == named:
+        if name == command:
             made.add_argument("--json", action="store_true", help="one machine-readable document on standard output")
             fill(made)
     return parser
@@ -84,7 +80,7 @@ def build(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; SystemExit(2) after one line on stderr when they make no sense."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return build(arguments).parse_args(arguments)
+    return build(*arguments[:1]).parse_args(arguments)
 
 
 def _repository(parser: argparse.ArgumentParser) -> None:
