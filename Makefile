@@ -14,8 +14,9 @@ C_TESTS := $(MAKE) --no-print-directory -j$(JOBS) -C tests/c run
 NATIVE := setup.py pyproject.toml src/timezero/_linux/_build.py \
           $(wildcard src/timezero/_native/*.pyx src/timezero/_native/*.px[di] csrc/*/*.c csrc/*/*.h csrc/include/tz/*.h csrc/*)
 
-# What a user's environment does not have either: with it, a lost write at exit would not show.
-unexport PYTHONUNBUFFERED
+# What a user's environment does not have either: with the one, a lost write at exit would not show; with the other, every
+# command would compile its own sources anew, which an installed package never does.
+unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
 build: $(VENV)/.built
 
@@ -78,6 +79,7 @@ tsan: system build
 # What finishes in ten minutes; bench-full takes the sizes that figures are quoted from, and every row.
 bench: system-all build
 	$(PY) -m pytest bench
+	$(PY) -m bench.start
 	$(PY) -m bench.copy --quick
 	$(PY) -m bench.serve
 	$(PY) -m bench.intercept --quick --rounds 1
@@ -85,6 +87,8 @@ bench: system-all build
 
 bench-full: system-all build
 	$(PY) -m pytest bench
+	$(PY) -m bench.start
+	$(PY) -m bench.start --cold
 	$(PY) -m bench.copy
 	$(PY) -m bench.serve --full
 	$(PY) -m bench.intercept

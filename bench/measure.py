@@ -6,8 +6,10 @@ round runs each contender once, in an order that rotates, and ratios are taken r
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -65,14 +67,15 @@ def _machine_cpu() -> float:
 
 
 def _children_cpu() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
+    # Not os.times(): it counts in ticks of 10 ms, and there are commands that take two of them.
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _children_peak(root: int, stop: threading.Event, out: list[int]) -> None:
-    """Peak of the summed resident memory of a process and its descendants, sampled every 50 ms."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    while not stop.wait(0.05):
+    """Peak of the summed resident memory of a process and its descendants, sampled every 5 ms at first, then 50."""
+    page, looks = os.sysconf("SC_PAGE_SIZE"), itertools.count()
+    while not stop.wait(0.005 if next(looks) < 20 else 0.05):
         total, queue = 0, [root]
         while queue:
             pid = queue.pop()
@@ -83,6 +86,11 @@ def _children_peak(root: int, stop: threading.Event, out: list[int]) -> None:
             except (OSError, IndexError, ValueError):
                 continue
         out[0] = max(out[0], total)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for what would make a working tree compile its own sources for every command: a package is compiled."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def run_once(
@@ -97,7 +105,7 @@ def run_once(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
+        env={**_environment(), **(environment or {})},
     )
     watcher = threading.Thread(target=_children_peak, args=(process.pid, stop, peak))
     watcher.start()
@@ -125,12 +133,13 @@ def rotated(contenders: Sequence[Contender], number: int) -> list[Contender]:
     return [*contenders[first:], *contenders[:first]]
 
 
-def alternate(contenders: Sequence[Contender], rounds: int) -> None:
-    """`rounds` rounds, each contender once a round, the order rotating."""
+def alternate(contenders: Sequence[Contender], rounds: int, *, cold: bool = True) -> None:
+    """`rounds` rounds, each contender once a round, the order rotating; with cold caches, unless told otherwise."""
     for number in range(rounds):
         for contender in rotated(contenders, number):
             contender.before()
-            drop_caches()
+            if cold:
+                drop_caches()
             sample = run_once(contender.command, contender.environment, system_cpu=contender.system_cpu)
             contender.samples.append(sample)
             print(f"  round {number + 1}: {contender.name}: {sample.wall:.2f} s", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ def armed(control: Path) -> Iterator[None]:
     """A session on the server's volume, everything copied. Raises TimezeroError when an update was held."""
     with Served(["volume"], SessionOptions(control=str(control))) as served:
         served.suspend()
-        with Moving(MoverOptions(), 1 << 20) as moving:
+        with Moving(MoverOptions(), 1 << 20, [served.size("volume")]) as moving:
             moving.add("volume", served.source("volume"), Sink.null(), target="nowhere")
             moving.run(lambda done: None)
             raise_first(moving.transfers)

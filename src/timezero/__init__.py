@@ -14,8 +14,9 @@ Everything is imported when it is first used: start-up is quick.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from timezero._late import late
 from timezero._version import __version__
 
 if TYPE_CHECKING:
@@ -61,30 +62,25 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
-    "BackupResult": "timezero.jobs.backup",
-    "CopyResult": "timezero.jobs.copy",
-    "MoverOptions": "timezero.jobs.options",
-    "Progress": "timezero.jobs.progress",
-    "Repository": "timezero.repository",
-    "RestoreResult": "timezero.jobs.restore",
-    "SessionOptions": "timezero.jobs.options",
-    "VerifyResult": "timezero.jobs.verify",
-    "backup": "timezero.jobs.backup",
-    "copy": "timezero.jobs.copy",
-    "restore": "timezero.jobs.restore",
-    "verify": "timezero.jobs.verify",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_HOMES.get(name, "timezero.errors")), name)
-    globals()[name] = value
-    return value
+_ERRORS = [name for name in __all__ if name.endswith("Error")]
+__getattr__ = late(
+    __name__,
+    {
+        **dict.fromkeys(_ERRORS, "timezero.errors"),
+        "BackupResult": "timezero.jobs.backup",
+        "CopyResult": "timezero.jobs.copy",
+        "MoverOptions": "timezero.jobs.options",
+        "Progress": "timezero.jobs.progress",
+        "Repository": "timezero.repository",
+        "RestoreResult": "timezero.jobs.restore",
+        "SessionOptions": "timezero.jobs.options",
+        "VerifyResult": "timezero.jobs.verify",
+        "backup": "timezero.jobs.backup",
+        "copy": "timezero.jobs.copy",
+        "restore": "timezero.jobs.restore",
+        "verify": "timezero.jobs.verify",
+    },
+)
 
 
 def __dir__() -> list[str]:

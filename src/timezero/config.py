@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from timezero.errors import UsageError
+from timezero.places import default_control, default_nbd
 from timezero.units import GIB, KIB, MIB, parse_size
 
 TRACK_MIN, TRACK_MAX = 4 * KIB, MIB  # tz/common.h
@@ -36,30 +37,6 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(f"volume name {name!r}: use up to 128 letters, digits, '.', '_', '-'; a letter or digit first")
     return name
-
-
-def runtime_directory() -> Path:
-    """Where sockets live by default: /run/timezero for root, else $XDG_RUNTIME_DIR/timezero. Raises UsageError.
-
-    Root's is the same whoever called sudo, so that a backup finds the server that the init system started.
-    """
-    if os.geteuid() == 0:
-        return Path("/run/timezero")
-    if base := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(base, "timezero")
-    raise UsageError("XDG_RUNTIME_DIR is not set, so sockets have no default place; name them with --control and --nbd")
-
-
-def default_control() -> str:
-    """$TIMEZERO_CONTROL, or control.sock in the runtime directory."""
-    return os.environ.get("TIMEZERO_CONTROL") or str(runtime_directory() / "control.sock")
-
-
-def default_nbd() -> str:
-    """Where `serve` listens when no --nbd is given."""
-    from timezero.nbd.uri import Endpoint
-
-    return Endpoint(socket=str(runtime_directory() / "nbd.sock")).uri()
 
 
 @dataclass(frozen=True)

@@ -24,3 +24,11 @@ def tell(text: str) -> None:
     with suppress(OSError):
         while rest:
             rest = rest[os.write(fd, rest) :]
+
+
+def columns_of(fd: int) -> int:
+    """The width of the terminal that `fd` is; 80 where it is none."""
+    try:
+        return os.get_terminal_size(fd).columns or 80
+    except OSError:
+        return 80

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+import time
 
 from timezero.errors import UsageError
 
@@ -87,5 +87,5 @@ def format_seconds(seconds: float) -> str:
 def format_instant(ns: int) -> str:
     """Nanoseconds since the epoch as UTC with microseconds, `2026-11-23T01:02:03.456789Z`."""
     seconds, rest = divmod(ns, 10**9)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06}Z"
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{moment}.{rest // 1000:06}Z"

@@ -47,7 +47,7 @@ def test_noise_is_no_document(content: bytes) -> None:
 @given(st.integers(0, 40 << 16), st.sampled_from([1 << 12, 1 << 16, 1 << 20]), st.data())
 def test_every_byte_of_an_index_counts(size: int, chunk: int, data: st.DataObject) -> None:
     header = index.IndexHeader(chunk, size)
-    entries = bytes(n % 251 for n in range(header.count * index.ENTRY_BYTES))
+    entries = bytes(n % 251 for n in range(header.chunks * index.ENTRY_BYTES))
     digest = index.digest(header, entries)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "a.idx")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timezero import config, subsystem
+from timezero import config, places, subsystem
 from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, track_for
 from timezero.errors import UsageError
 from timezero.subsystem.serve import configuration
@@ -179,7 +179,7 @@ def test_defaults_and_environment(monkeypatch):
     monkeypatch.setenv("TIMEZERO_IO", "threads")
     plain = parse("--volume", "a=x")
     assert (plain.control, plain.engine) == ("/run/elsewhere.sock", "threads")
-    assert plain.nbd == (config.default_nbd(),)
+    assert plain.nbd == (places.default_nbd(),)
     assert parse("--volume", "a=x", "--engine", "uring").engine == "uring"
     monkeypatch.setenv("TIMEZERO_IO", "magic")
     with pytest.raises(UsageError, match="magic"):
@@ -189,12 +189,12 @@ def test_defaults_and_environment(monkeypatch):
 def test_runtime_directory(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
-    assert config.runtime_directory() == Path("/run/timezero")
+    assert places.runtime_directory() == "/run/timezero"
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert config.runtime_directory() == Path("/run/user/0/timezero")
+    assert places.runtime_directory() == "/run/user/0/timezero"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     with pytest.raises(UsageError, match="--control"):
-        config.runtime_directory()
+        places.runtime_directory()
 
 
 @given(st.text(max_size=20))

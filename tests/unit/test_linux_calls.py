@@ -65,10 +65,10 @@ def test_freeze_holds_writers_until_thaw(ext4: tuple[Path, Path]) -> None:
 def test_freeze_is_refused_to_those_who_may_not(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
-        "from timezero import _linux\n"
+        "from timezero._linux import freeze\n"
         "fd = os.open('/', os.O_RDONLY)\n"
         "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n"
-        "try: _linux.freeze(fd)\n"
+        "try: freeze(fd)\n"
         "except PermissionError: sys.exit(42)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

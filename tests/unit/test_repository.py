@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -54,6 +53,8 @@ def commit(repository: Repository, *dataset_names: str, packs: tuple[PackRecord,
                 size=header.size,
                 chunk_size=CHUNK,
                 digest=writer.add_index(name, header, entries((0, 0, CHUNK), (0, 0, 0), (0, 0, 0))),
+                intercepted=0,
+                sidefile_high_water_bytes=0,
                 counts={"chunks": 3},
                 session=None,
             )
@@ -488,4 +489,3 @@ def test_ids_sort_by_time() -> None:
     ids = [names.new_id() for _ in range(100)]
     assert all(names.is_id(name) for name in ids)
     assert [name[:21] for name in ids] == sorted(name[:21] for name in ids)
-    assert dataclasses.is_dataclass(Manifest)

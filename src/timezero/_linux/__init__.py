@@ -1,19 +1,25 @@
 """Rare, stateless system calls and probes, as thin typed functions. Nothing here runs once an I/O.
 
-Errors are OSError with the kernel's errno. Sizes and offsets are bytes.
+Errors are OSError with the kernel's errno. Sizes and offsets are bytes. Everything is imported when it is first used:
+who freezes, or gives up rights, imports by name beforehand.
 """
 
-from timezero._linux.calls import (
-    DirectAlignment,
-    FileExtent,
-    direct_alignment,
-    fiemap,
-    freeze,
-    memfd_seals,
-    rename_noreplace,
-    thaw,
-)
-from timezero._linux.devices import mounts_of
+from typing import TYPE_CHECKING
+
+from timezero._late import late
+
+if TYPE_CHECKING:
+    from timezero._linux.calls import (
+        DirectAlignment,
+        FileExtent,
+        direct_alignment,
+        fiemap,
+        freeze,
+        memfd_seals,
+        rename_noreplace,
+        thaw,
+    )
+    from timezero._linux.devices import mounts_of
 
 __all__ = [
     "DirectAlignment",
@@ -26,3 +32,8 @@ __all__ = [
     "rename_noreplace",
     "thaw",
 ]
+
+__getattr__ = late(
+    __name__,
+    {name: "timezero._linux.devices" if name == "mounts_of" else "timezero._linux.calls" for name in __all__},
+)

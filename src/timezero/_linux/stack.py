@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 Identity = tuple[int, int]  # (st_dev, st_ino) of a file, (st_rdev, 0) of a block device: as tz/file.h has it
 
-_SYSFS = Path("/sys/dev/block")
-_MOUNTINFO = Path("/proc/self/mountinfo")
+_SYSFS = "/sys/dev/block"
+_MOUNTINFO = "/proc/self/mountinfo"
 
 
 def identity_of(found: os.stat_result) -> Identity:
@@ -32,7 +31,7 @@ def standing_on(path: str | os.PathLike[str]) -> set[Identity]:
 
 
 def _descend(path: str, seen: set[Identity]) -> None:
-    found = Path(path).stat()
+    found = os.stat(path)
     if stat.S_ISBLK(found.st_mode):
         _descend_device(found.st_rdev, seen)
         return
@@ -50,24 +49,36 @@ def _descend_device(device: int, seen: set[Identity]) -> None:
     if (device, 0) in seen:
         return
     seen.add((device, 0))
-    node = _SYSFS / f"{os.major(device)}:{os.minor(device)}"
-    if (node / "partition").exists():
-        _descend_number(node.resolve().parent / "dev", seen)
-    for slave in node.glob("slaves/*/dev"):
-        _descend_number(slave, seen)
+    node = f"{_SYSFS}/{os.major(device)}:{os.minor(device)}"
+    if os.path.exists(f"{node}/partition"):
+        _descend_number(f"{os.path.dirname(os.path.realpath(node))}/dev", seen)
+    for slave in _names(f"{node}/slaves"):
+        _descend_number(f"{node}/slaves/{slave}/dev", seen)
     try:
-        backing = (node / "loop" / "backing_file").read_text().rstrip("\n")
+        backing = _read(f"{node}/loop/backing_file").rstrip("\n")
         _descend(backing, seen)
     except OSError:
         pass  # no loop device, or its file was deleted
 
 
-def _descend_number(file: Path, seen: set[Identity]) -> None:
+def _descend_number(file: str, seen: set[Identity]) -> None:
     try:
-        major, minor = file.read_text().split(":")
+        major, minor = _read(file).split(":")
     except (OSError, ValueError):
         return
     _descend_device(os.makedev(int(major), int(minor)), seen)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _read(path: str) -> str:
+    with open(path, errors="surrogateescape") as file:
+        return file.read()
 
 
 def _filesystem_stands_on(path: str, device: int) -> Iterator[int | str]:
@@ -79,10 +90,10 @@ def _filesystem_stands_on(path: str, device: int) -> Iterator[int | str]:
     kind, source, options = _mount_of(path)
     if kind == "overlay":
         upper = [option.removeprefix("upperdir=") for option in options if option.startswith("upperdir=")]
-        yield from (directory for directory in upper if Path(directory).is_dir())
+        yield from (directory for directory in upper if os.path.isdir(directory))
     elif source.startswith("/"):
         try:
-            found = Path(source).stat()
+            found = os.stat(source)
         except OSError:
             return
         if stat.S_ISBLK(found.st_mode):
@@ -93,11 +104,11 @@ def _mount_of(path: str) -> tuple[str, str, list[str]]:
     """(filesystem type, source, superblock options) of the mount that holds `path`."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        lines = _read(f"/proc/self/fdinfo/{descriptor}").splitlines()
     finally:
         os.close(descriptor)
     number = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), None)
-    for line in _MOUNTINFO.read_text(errors="surrogateescape").splitlines():
+    for line in _read(_MOUNTINFO).splitlines():
         left, _, right = line.partition(" - ")
         if left.split()[0] == number:
             kind, source, options = [*right.split(), "", "", ""][:3]

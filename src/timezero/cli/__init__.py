@@ -5,6 +5,8 @@ Exit codes are those of timezero.errors; 2 for usage, 130 when interrupted.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -16,6 +18,9 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
+    # What lives when a command ends goes with the process: to search it for garbage once more takes a tenth of a short
+    # command. Nothing waits for its finalizer: files and descriptors are closed where they are used.
+    atexit.register(gc.freeze)
     _catch_signals()
     try:
         return _run(arguments)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from timezero.streams import tell
+from timezero.streams import columns_of, tell
 from timezero.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ class Output:
     def result(self, document: Callable[[], Any], text: Callable[[], str]) -> None:
         """Print the result, as a document or as text."""
         self.end_bar()
-        rendered = json.dumps(document(), indent=None if self.to_stderr else 1) if self.json else text()
+        rendered = _document(document(), indent=None if self.to_stderr else 1) if self.json else text()
         if self.to_stderr and rendered:
             tell(rendered + "\n")
         elif rendered:
@@ -78,21 +76,20 @@ class Output:
                 return
             shown, phase = now, progress.phase
             if self.json:
-                tell(json.dumps({"progress": vars(progress)}) + "\n")
+                tell(_document({"progress": progress._asdict()}) + "\n")
             elif terminal:
                 self._bar = True
-                tell("\r" + render_bar(progress, _columns()) + "\x1b[K")
+                tell("\r" + render_bar(progress, columns_of(2)) + "\x1b[K")
             else:
                 tell(render_line(progress) + "\n")
 
         return show
 
 
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(2).columns or 80
-    except OSError:
-        return 80
+def _document(value: Any, indent: int | None = None) -> str:
+    import json
+
+    return json.dumps(value, indent=indent)
 
 
 def render_line(progress: Progress) -> str:

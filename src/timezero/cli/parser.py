@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from timezero._version import __version__
 from timezero.errors import UsageError
-from timezero.streams import tell
+from timezero.streams import columns_of, tell
 from timezero.units import parse_duration_us, parse_size
 
 _T = TypeVar("_T")
@@ -18,7 +18,18 @@ _EXIT_CODES = """exit codes: 0 done; 1 failed; 2 usage; 3 some datasets failed; 
 application resumed; 5 session punctured; 6 verification failed; 10 no repository; 11 locked; 130 interrupted"""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """As wide as the terminal, without the module that argparse would ask, which brings all compressors along."""
+
+    def __init__(self, prog: str) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=(int(columns) if columns.isdecimal() else columns_of(1)) - 2)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, **options})
+
     def error(self, message: str) -> NoReturn:
         """One line, not the whole usage."""
         from timezero.cli.output import plain
@@ -48,31 +59,28 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def build() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build(command: str = "") -> argparse.ArgumentParser:
+    """The parser of a command, or of what is not specific to one: each command takes argparse milliseconds."""
     parser = _Parser(
         prog="timezero", description="Point-in-time backups of live volumes at device speed.", epilog=_EXIT_CODES
     )
     parser.add_argument("--version", action="version", version=f"timezero {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_serve, _backup, _copy, _list, _show, _verify, _restore, _prune, _status, _doctor, _bench):
-        add(commands)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser, prog=parser.prog
+    )
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        text, fill = _COMMANDS[name]
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == command:
+            made.add_argument("--json", action="store_true", help="one machine-readable document on standard output")
+            fill(made)
     return parser
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; SystemExit(2) after one line on stderr when they make no sense."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = build()
-    if "serve" in arguments[:1]:
-        _fill_serve(parser)
-    return parser.parse_args(arguments)
-
-
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--json", action="store_true", help="one machine-readable document on standard output")
-    return parser
+    return build(*arguments[:1]).parse_args(arguments)
 
 
 def _repository(parser: argparse.ArgumentParser) -> None:
@@ -141,22 +149,14 @@ def _source(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _serve(commands: Any) -> None:
-    parser = _command(commands, "serve", "serve volumes over NBD and intercept updates for sessions")
+def _serve(parser: argparse.ArgumentParser) -> None:
+    from timezero import subsystem
+
+    subsystem.add_arguments(parser)
     parser.set_defaults(parser=parser)
 
 
-def _fill_serve(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `serve` are the subsystem's own, which is imported for nothing else."""
-    from timezero import subsystem
-
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            subsystem.add_arguments(action.choices["serve"])
-
-
-def _backup(commands: Any) -> None:
-    parser = _command(commands, "backup", "back up datasets with one T0 to a repository")
+def _backup(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument(
         "datasets", nargs="+", metavar="DATASET", help="NAME of a served volume, PATH of a file or device, or NAME=PATH"
@@ -166,8 +166,7 @@ def _backup(commands: Any) -> None:
     _mover(parser)
 
 
-def _copy(commands: Any) -> None:
-    parser = _command(commands, "copy", "copy the T0 image of one dataset")
+def _copy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="NAME of a served volume, or PATH of a file or device")
     parser.add_argument("target", metavar="TARGET", help="file, block device, or - for standard output")
     parser.add_argument("--force", action="store_true", help="replace a file, overwrite a device that is in use")
@@ -176,27 +175,24 @@ def _copy(commands: Any) -> None:
     _mover(parser)
 
 
-def _list(commands: Any) -> None:
-    _repository(_command(commands, "list", "list the recovery points of a repository"))
+def _list(parser: argparse.ArgumentParser) -> None:
+    _repository(parser)
 
 
-def _show(commands: Any) -> None:
-    parser = _command(commands, "show", "show a recovery point")
+def _show(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument(
         "point", metavar="POINT", nargs="?", default="latest", help="id, unique prefix of one, or latest"
     )
 
 
-def _verify(commands: Any) -> None:
-    parser = _command(commands, "verify", "read every chunk of recovery points and check it against its digest")
+def _verify(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument("points", metavar="POINT", nargs="*", help="id, unique prefix of one, or latest (default: all)")
     _mover(parser)
 
 
-def _restore(commands: Any) -> None:
-    parser = _command(commands, "restore", "restore datasets of a recovery point")
+def _restore(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument(
         "point", metavar="POINT[/DATASET]", help="id, unique prefix of one, or latest; and one of its datasets"
@@ -206,8 +202,7 @@ def _restore(commands: Any) -> None:
     _mover(parser)
 
 
-def _prune(commands: Any) -> None:
-    parser = _command(commands, "prune", "remove recovery points, and what killed backups left behind")
+def _prune(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument("--keep", type=_count, metavar="N", help="keep the N newest recovery points")
     parser.add_argument(
@@ -215,25 +210,18 @@ def _prune(commands: Any) -> None:
     )
 
 
-def _status(commands: Any) -> None:
-    parser = _command(commands, "status", "show what a storage subsystem serves")
+def _status(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("TIMEZERO_CONTROL") or None
     parser.add_argument(
         "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
     )
 
 
-def _doctor(commands: Any) -> None:
-    parser = _command(commands, "doctor", "tell what was built and what this kernel allows")
+def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="PATH", help="where to try direct I/O (default: this directory)")
 
 
-def _bench(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "bench",
-        "measure copy beside dd, or the NBD data plane beside other servers; cold, in alternating rounds",
-    )
+def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", nargs="?", help="PATH of a file or device at rest")
     parser.add_argument("target", metavar="TARGET", nargs="?", help="file, removed afterwards, or block device")
     parser.add_argument(
@@ -248,3 +236,22 @@ def _bench(commands: Any) -> None:
     parser.add_argument(
         "--force", action="store_true", help="TARGET exists, and may be lost: the file, or what the device holds"
     )
+
+
+#: {command: what it does, how its arguments are added}
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "serve": ("serve volumes over NBD and intercept updates for sessions", _serve),
+    "backup": ("back up datasets with one T0 to a repository", _backup),
+    "copy": ("copy the T0 image of one dataset", _copy),
+    "list": ("list the recovery points of a repository", _list),
+    "show": ("show a recovery point", _show),
+    "verify": ("read every chunk of recovery points and check it against its digest", _verify),
+    "restore": ("restore datasets of a recovery point", _restore),
+    "prune": ("remove recovery points, and what killed backups left behind", _prune),
+    "status": ("show what a storage subsystem serves", _status),
+    "doctor": ("tell what was built and what this kernel allows", _doctor),
+    "bench": (
+        "measure copy beside dd, or the NBD data plane beside other servers; cold, in alternating rounds",
+        _bench,
+    ),
+}

@@ -12,12 +12,10 @@ Part    of the datasets may fail, because their source cannot be read or changed
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero._linux.stack import Identity
 from timezero._version import __version__
@@ -37,8 +35,7 @@ if TYPE_CHECKING:
     from timezero._native.mover import PackWriter
 
 
-@dataclass(frozen=True)
-class BackupResult:
+class BackupResult(NamedTuple):
     """A committed recovery point. seconds: from the first chunk to the commit."""
 
     repository: str
@@ -149,6 +146,10 @@ class _Backup:
         if volumes:
             self.served = self._stack.enter_context(Served(volumes, self._session))
 
+    def _sizes(self) -> list[int]:
+        found = [source.size for source in self.at_rest.values()]
+        return found + [self.served.size(d.name) for d in self._designated if self.served and d.path is None]
+
     def _identities(self) -> list[tuple[str, str, Identity]]:
         found = [(name, os.path.abspath(source.path), source.identity) for name, source in self.at_rest.items()]
         return found + (self.served.identities() if self.served else [])
@@ -163,7 +164,7 @@ class _Backup:
         self._stack.callback(os.close, packs_fd)
         packs = PackWriter(packs_fd, writer.id)
         self._stack.callback(packs.close)
-        machine = self._stack.enter_context(Moving(self._mover, self._chunk_size))
+        machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
         self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
         begin = time.monotonic()
@@ -245,7 +246,7 @@ class _Backup:
                 id=writer.id,
                 repository=self._repository.info.id,
                 timezero=__version__,
-                host=socket.gethostname(),
+                host=os.uname().nodename,
                 t0_ns=t0_ns,
                 started_ns=started_ns,
                 completed_ns=time.time_ns(),

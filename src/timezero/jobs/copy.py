@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero.jobs import moving, targets
 from timezero.jobs.at_rest import AtRest
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 CHUNK_DEFAULT = 1 << 20
 
 
-@dataclass(frozen=True)
-class CopyResult:
+class CopyResult(NamedTuple):
     """A copy that is whole and durable.
 
     t0_ns: nanoseconds since the epoch, as in a manifest. Sizes in bytes, suspension in microseconds; doubts: why a
@@ -45,7 +42,7 @@ class CopyResult:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return dataclasses.asdict(self)
+        return self._asdict()
 
 
 def copy(
@@ -76,7 +73,7 @@ def copy(
         if target != targets.STREAM:
             targets.check_apart(target, "the target", job.identities)
         image = stack.enter_context(targets.open_target(target, job.size, force=force))
-        machine = stack.enter_context(moving.Moving(mover, chunk_size))
+        machine = stack.enter_context(moving.Moving(mover, chunk_size, [job.size]))
         transfer = machine.add(dataset.name, job.source(), image.sink(), target=image.name)
         meter = Meter(progress, job.size)
         if job.served:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from timezero.errors import UsageError
 from timezero.repository.names import dataset_name_problem
 
 
-@dataclass(frozen=True)
-class Designated:
+class Designated(NamedTuple):
     """A dataset to be copied or backed up: `path` is None for a served volume."""
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from timezero._linux import mounts_of
+from timezero import _linux
 
 
 def open_exclusive(path: str, flags: int) -> int | None:
@@ -20,7 +20,7 @@ def open_exclusive(path: str, flags: int) -> int | None:
 
 def user_of(device: int) -> str:
     """Who uses a claimed device, in words."""
-    if places := mounts_of(device):
+    if places := _linux.mounts_of(device):
         return f"it is mounted on {places[0]}" if places[0].startswith("/") else "it is swap space"
     try:
         holders = sorted(os.listdir(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/holders"))

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from timezero.errors import PunctureError, TimezeroError, VerificationError
@@ -34,15 +33,15 @@ _COUNTS = (
 )
 
 
-@dataclass
 class Transfer:
     """One dataset on its way. source, target: as they are called in errors. report: the mover's, once it has ended."""
 
-    source: str
-    target: str
-    size: int
-    number: int
-    report: dict[str, Any]
+    def __init__(self, source: str, target: str, size: int, number: int) -> None:
+        self.source = source
+        self.target = target
+        self.size = size
+        self.number = number
+        self.report: dict[str, Any] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -95,13 +94,14 @@ class Moving:
     A context manager: leaving it cancels what still runs, waits, and frees everything.
     """
 
-    def __init__(self, options: MoverOptions, chunk_size: int) -> None:
+    def __init__(self, options: MoverOptions, chunk_size: int, sizes: Iterable[int]) -> None:
+        """sizes: bytes of each of the datasets to be moved."""
         from timezero._native.mover import BufferSpace, Mover
 
         options.check()
         self.transfers: list[Transfer] = []
         try:
-            self._space = BufferSpace(chunk_size, options.frames(chunk_size), ready=options.frames_ready())
+            self._space = BufferSpace(chunk_size, options.frames(chunk_size, sizes), ready=options.frames_ready())
         except OSError as error:
             raise TimezeroError(
                 f"no buffer space of {options.buffer_bytes} bytes: {error.strerror}: try a smaller --buffer"
@@ -132,7 +132,7 @@ class Moving:
         size = source.size
         with in_words(name):
             number = self._mover.add(source, sink, index=index)
-        transfer = Transfer(name, target, size, number, {})
+        transfer = Transfer(name, target, size, number)
         self.transfers.append(transfer)
         return transfer
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from timezero.errors import UsageError
 from timezero.units import MIB
@@ -22,8 +22,7 @@ def engine_from_environment() -> str:
     return engine
 
 
-@dataclass(frozen=True)
-class MoverOptions:
+class MoverOptions(NamedTuple):
     """The data mover.
 
     buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker (0: as
@@ -38,14 +37,18 @@ class MoverOptions:
     mode: str = "opportunistic"
     engine: str = ""
 
-    def frames(self, chunk_size: int) -> int:
-        """Frames of the buffer space. Raises UsageError when it has no room for two."""
+    def frames(self, chunk_size: int, sizes: Iterable[int]) -> int:
+        """Frames of the buffer space for datasets of these sizes; raises UsageError when it has no room for two.
+
+        No more than there are chunks: touching the 32 MiB of the default takes longer than copying a small file.
+        """
         frames = self.buffer_bytes // chunk_size
         if frames < 2:
             raise UsageError(
                 f"a buffer space of {self.buffer_bytes} bytes is too small: two chunks of {chunk_size} must fit"
             )
-        return min(frames, 2**20)
+        useful = sum(max(2, -(-size // chunk_size)) for size in sizes)
+        return max(2, min(frames, useful, 2**20))
 
     def frames_ready(self) -> int:
         """Frames that are in use from the beginning: the rest is touched when it is needed."""
@@ -66,8 +69,7 @@ class MoverOptions:
                 raise UsageError(f"{name} {value} is out of range: 0 to {limit}")
 
 
-@dataclass(frozen=True)
-class SessionOptions:
+class SessionOptions(NamedTuple):
     """A session with a storage subsystem.
 
     control: the path of its control socket, or those of several subsystems, None for the default one. track_size:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Seconds over which the current rate is taken.
 _WINDOW_S = 5.0
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """A look at a running job.
 
     phase: "moving" or "finishing" (making durable, committing). done, total: bytes of the datasets, holes included.

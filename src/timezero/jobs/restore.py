@@ -6,12 +6,10 @@ are named only when all of them are whole and durable.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError, UsageError, VerificationError
@@ -23,8 +21,7 @@ from timezero.repository import DatasetRecord, RecoveryPoint, Repository
 from timezero.repository.names import encode_component
 
 
-@dataclass(frozen=True)
-class RestoreResult:
+class RestoreResult(NamedTuple):
     """What was restored: {dataset: target}, bytes, seconds."""
 
     point: str
@@ -34,7 +31,7 @@ class RestoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return dataclasses.asdict(self)
+        return self._asdict()
 
 
 def restore(
@@ -144,7 +141,7 @@ class _Restore:
     def _move(
         self, group: Sequence[DatasetRecord], chunk_size: int, options: MoverOptions, meter: Meter, before: int
     ) -> float:
-        with moving.Moving(options, chunk_size) as machine:
+        with moving.Moving(options, chunk_size, [record.size for record in group]) as machine:
             for record in group:
                 target = self._targets[record.name]
                 source = index_source(record, self._indexes[record.name], self._packs)

@@ -156,7 +156,7 @@ class _Verification:
         at = first * record.chunk_size
         size = min(end * record.chunk_size, record.size) - at
         source: Source = index_source(record, part, packs, size=size)
-        with Moving(self._options, record.chunk_size) as machine:
+        with Moving(self._options, record.chunk_size, [size]) as machine:
             transfer = machine.add(record.name, source, Sink.null(), target="")
             machine.run(lambda done: self._meter.update(before + at + done))
             self._result.bytes_read += int(transfer.report["bytes_read"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from timezero.errors import TimezeroError, VerificationError
 from timezero.repository import documents
@@ -24,26 +24,25 @@ CHUNK_MAX = 16 << 20
 SIZE_MAX = 1 << 56
 
 
-@dataclass(frozen=True)
-class IndexHeader:
+class IndexHeader(NamedTuple):
     """What an index says of its dataset. Sizes in bytes."""
 
     chunk_size: int
     size: int
 
     @property
-    def count(self) -> int:
-        """Chunks, and so entries; the last chunk may be short."""
+    def chunks(self) -> int:
+        """How many they are, and so the entries; the last one may be short."""
         return -(-self.size // self.chunk_size)
 
     @property
     def file_bytes(self) -> int:
         """Size of the index file."""
-        return HEADER_BYTES + self.count * ENTRY_BYTES
+        return HEADER_BYTES + self.chunks * ENTRY_BYTES
 
     def encode(self) -> bytes:
         """The header as it is stored."""
-        return _HEADER.pack(MAGIC, VERSION, self.chunk_size, self.size, self.count)
+        return _HEADER.pack(MAGIC, VERSION, self.chunk_size, self.size, self.chunks)
 
 
 def digest(header: IndexHeader, entries: bytes) -> str:

@@ -6,9 +6,7 @@ format.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from timezero.errors import TimezeroError
 from timezero.repository import documents, index, names
@@ -20,8 +18,7 @@ _METHOD = "|".join(METHODS)
 _INSTANT_MAX = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class PackRecord:
+class PackRecord(NamedTuple):
     """A pack that index entries refer to by `number`. It may belong to an earlier recovery point."""
 
     number: int
@@ -29,8 +26,7 @@ class PackRecord:
     bytes: int
 
 
-@dataclass(frozen=True)
-class DatasetRecord:
+class DatasetRecord(NamedTuple):
     """A dataset of a recovery point.
 
     size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. intercepted: updates that the gate held;
@@ -45,10 +41,10 @@ class DatasetRecord:
     size: int
     chunk_size: int
     digest: str
-    intercepted: int = 0
-    sidefile_high_water_bytes: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    session: dict[str, int] | None = None
+    intercepted: int
+    sidefile_high_water_bytes: int
+    counts: dict[str, int]
+    session: dict[str, int] | None
 
     @property
     def file(self) -> str:
@@ -61,16 +57,14 @@ class DatasetRecord:
         return index.IndexHeader(self.chunk_size, self.size)
 
 
-@dataclass(frozen=True)
-class FailureRecord:
+class FailureRecord(NamedTuple):
     """A dataset that was to be in the recovery point and is not, and why."""
 
     name: str
     error: str
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Everything about a recovery point but its data. Instants are nanoseconds since the epoch.
 
     suspension: microseconds of each part of it; None without a session.
@@ -110,10 +104,13 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The members of the document, without its digest."""
-        fields = {"format": names.FORMAT, **dataclasses.asdict(self)}
-        for record, dataset in zip(fields["datasets"], self.datasets, strict=True):
-            record["file"] = dataset.file
-        return fields
+        return {
+            "format": names.FORMAT,
+            **self._asdict(),
+            "packs": [pack._asdict() for pack in self.packs],
+            "datasets": [{**dataset._asdict(), "file": dataset.file} for dataset in self.datasets],
+            "failed": [failure._asdict() for failure in self.failed],
+        }
 
     def encode(self) -> bytes:
         """The manifest as it is stored."""

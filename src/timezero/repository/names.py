@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import time
 
 FORMAT = 1
@@ -35,7 +33,7 @@ def new_id() -> str:
     now = time.time_ns()
     seconds, rest = divmod(now, 10**9)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
-    return f"{stamp}-{rest * 65536 // 10**9:04x}{secrets.token_hex(2)}"
+    return f"{stamp}-{rest * 65536 // 10**9:04x}{os.urandom(2).hex()}"
 
 
 def is_id(text: str) -> bool:
@@ -75,6 +73,8 @@ def encode_component(name: str) -> str:
     raw = os.fsencode(name)
     text = "".join(chr(b) if b in _SAFE and not (i == 0 and b == ord(".")) else f"%{b:02X}" for i, b in enumerate(raw))
     if len(text) > _ENCODED_MAX:
+        import hashlib
+
         # "~" is not a safe sign, so no short name can look like a cut one.
         text = f"{text[:128]}~{hashlib.sha256(raw).hexdigest()}"
     return text
@@ -87,7 +87,7 @@ def index_file(dataset: str) -> str:
 
 def temporary_name() -> str:
     """A name of ours that nobody else makes and that may be swept when its maker is gone."""
-    return f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    return f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}.tmp"
 
 
 def is_temporary(name: str) -> bool:

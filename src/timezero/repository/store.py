@@ -10,18 +10,19 @@ Readers hold none: they open what they need first, and nothing is ever overwritt
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from timezero._version import __version__
 from timezero.errors import NoRepositoryError, TimezeroError, UsageError, VerificationError
 from timezero.repository import documents, durable, index, manifest, names
 from timezero.repository.locks import FileLock
 from timezero.repository.point import RecoveryPoint
-from timezero.repository.prune import PruneReport, prune
-from timezero.repository.writer import PointWriter
+
+if TYPE_CHECKING:
+    from timezero.repository.prune import PruneReport
+    from timezero.repository.writer import PointWriter
 
 CHUNK_DEFAULT = 1 << 20
 TRACK_DEFAULT = 64 << 10
@@ -29,8 +30,7 @@ TRACK_DEFAULT = 64 << 10
 _PATIENCE_S = 10.0
 
 
-@dataclass(frozen=True)
-class RepositoryInfo:
+class RepositoryInfo(NamedTuple):
     """What repository.json says. chunk_size, track_size: bytes, the defaults of new recovery points."""
 
     id: str
@@ -161,6 +161,8 @@ class Repository:
 
     def begin(self) -> PointWriter:
         """Start a recovery point: a new id, locked. Use it as a context manager."""
+        from timezero.repository.writer import PointWriter
+
         try:
             for directory in (self.points_path, self.packs_path):
                 os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -176,6 +178,8 @@ class Repository:
         keep: how many of the newest stay; None keeps all but `points`. Raises LockedError, UsageError,
         VerificationError.
         """
+        from timezero.repository.prune import prune
+
         return prune(self, keep=keep, points=points)
 
 
@@ -206,7 +210,7 @@ def check_usable(path: str) -> None:
 def _create(path: str, chunk_size: int, track_size: int) -> None:
     info = {
         "format": names.FORMAT,
-        "id": secrets.token_hex(16),
+        "id": os.urandom(16).hex(),
         "created_ns": time.time_ns(),
         "timezero": __version__,
         "chunk_size": chunk_size,

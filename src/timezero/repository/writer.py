@@ -64,8 +64,8 @@ class PointWriter:
 
     def add_index(self, dataset: str, header: index.IndexHeader, entries: bytes) -> str:
         """Write a dataset's index, durable. Its SHA-256 in hex."""
-        if len(entries) != header.count * index.ENTRY_BYTES:
-            raise ValueError(f"{len(entries)} bytes of entries for {header.count} chunks")
+        if len(entries) != header.chunks * index.ENTRY_BYTES:
+            raise ValueError(f"{len(entries)} bytes of entries for {header.chunks} chunks")
         durable.write_new(os.path.join(self._directory, names.index_file(dataset)), header.encode(), entries)
         return index.digest(header, entries)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from timezero.config import default_control as default_control
 from timezero.control.client import Client, ConnectionLostError, ControlError
 from timezero.errors import PunctureError, TimezeroError, UsageError
+from timezero.places import default_control as default_control
 
 DEADLINE_US = 1_000_000  # of a suspension, when the caller gives none
 _DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
@@ -25,13 +23,13 @@ _END_TIMEOUT = 120.0  # seconds: before-image reads under way have to complete
 _SUSPEND_GRACE = 30.0  # seconds beyond the deadline, which the subsystem keeps by itself
 
 
-@dataclass
 class Part:
     """One volume of a group. `handles` is what the mover's source takes; its descriptors are this object's."""
 
-    volume: str
-    size: int  # bytes
-    handles: Mapping[str, int] = field(repr=False)
+    def __init__(self, volume: str, size: int, handles: Mapping[str, int]) -> None:
+        self.volume = volume
+        self.size = size  # bytes
+        self.handles = handles
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -149,6 +147,8 @@ def prepare(
     sidefile): bytes, by default the server's. Raises UsageError (unknown volume, impossible size), ControlError with
     code "limit" (admission), TimezeroError when nobody serves the control socket.
     """
+    import uuid
+
     if isinstance(names, str) or not names:
         raise UsageError("a session needs the names of its volumes")
     name = str(uuid.uuid4())

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from timezero.config import runtime_directory
 from timezero.errors import LockedError, TimezeroError, UsageError
 from timezero.nbd.uri import Endpoint
+from timezero.places import runtime_directory
 
 BACKLOG = 128
 _PATH_MAX = 107  # bytes: sun_path less its final NUL
@@ -89,7 +89,7 @@ class TcpListener:
 def _make_runtime_directory(path: str) -> None:
     """Only the default directory is made; a directory that the user named has to be there."""
     try:
-        default = runtime_directory()
+        default = Path(runtime_directory())
     except UsageError:
         return
     if Path(path).parent == default:

@@ -1,0 +1,1 @@
+"""What a command costs before and beside its work: `python -m bench.start`."""
