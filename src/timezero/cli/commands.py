@@ -50,6 +50,8 @@ def _session(options: Any) -> SessionOptions:
         memory_bytes=options.sidefile_memory,
         file_bytes=options.sidefile_file,
         deadline_us=options.deadline,
+        quiesce=tuple(options.quiesce),
+        quiesce_deadline_us=options.quiesce_deadline,
     )
 
 
@@ -193,7 +195,8 @@ def _suspension_text(suspension: dict[str, int] | None) -> str:
     if not suspension or "total_us" not in suspension:
         return ""
     parts = [f"{name} {suspension[f'{name}_us']}" for name in ("drain", "map", "install") if f"{name}_us" in suspension]
-    return f"  suspended {suspension['total_us']} us ({', '.join(parts)})"
+    hooks = f", hooks {suspension['hooks_us']} us" if "hooks_us" in suspension else ""
+    return f"  suspended {suspension['total_us']} us ({', '.join(parts)}){hooks}"
 
 
 def _verify(options: Any, output: Output) -> int:

@@ -38,8 +38,15 @@ def _converted(convert: Callable[[str], _T], what: str) -> Callable[[str], _T]:
     return read
 
 
+def _checked_hook(text: str) -> str:
+    from timezero import quiesce
+
+    return quiesce.parse(text).text
+
+
 _size = _converted(parse_size, "size")
 _duration = _converted(parse_duration_us, "duration")
+_hook = _converted(_checked_hook, "hook")
 
 
 def _count(text: str) -> int:
@@ -122,6 +129,16 @@ def _session(parser: argparse.ArgumentParser) -> None:
         "--sidefile-memory", type=_size, metavar="SIZE", help="cap of the sidefile's memory tier, a volume"
     )
     group.add_argument("--sidefile-file", type=_size, metavar="SIZE", help="cap of the sidefile's file tier, a volume")
+    group = parser.add_argument_group("hooks around the suspension, for served volumes")
+    group.add_argument(
+        "--quiesce", type=_hook, action="append", default=[], metavar="HOOK",
+        help="fsfreeze:PATH, exec:pre=CMD,post=CMD or qga:SOCKET; may be repeated: pre steps run in order, post "
+        "steps in reverse, always",
+    )  # fmt: skip
+    group.add_argument(
+        "--quiesce-deadline", type=_duration, default="10s", metavar="TIME",
+        help="longest time for each of their steps (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
