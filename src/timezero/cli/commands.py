@@ -247,6 +247,29 @@ def _prune(options: Any, output: Output) -> int:
     return 0
 
 
+def _attach(options: Any, output: Output) -> int:
+    from timezero.attach import attach
+
+    attached = attach(options.name, options.control, read_only=options.read_only)
+    for warning in attached.warnings:
+        output.line(f"timezero: {attached.name}: {warning}")
+    output.result(attached.to_json, lambda: attached.device)
+    return 0
+
+
+def _detach(options: Any, output: Output) -> int:
+    from timezero.attach import detach
+
+    detached = detach(options.name, options.control)
+    for warning in detached.warnings:
+        output.line(f"timezero: {detached.name}: {warning}")
+    output.result(
+        detached.to_json,
+        lambda: f"{detached.name}: {'detached' if detached.was_attached else 'is not attached'}",
+    )
+    return 0
+
+
 def _status(options: Any, output: Output) -> int:
     from timezero import session
 
@@ -340,6 +363,8 @@ _COMMANDS: dict[str, Callable[[Any, Output], int]] = {
     "verify": _verify,
     "restore": _restore,
     "prune": _prune,
+    "attach": _attach,
+    "detach": _detach,
     "status": _status,
     "doctor": _doctor,
     "bench": _bench,

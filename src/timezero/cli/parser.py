@@ -62,7 +62,21 @@ def build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"timezero {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_serve, _backup, _copy, _list, _show, _verify, _restore, _prune, _status, _doctor, _bench):
+    for add in (
+        _serve,
+        _backup,
+        _copy,
+        _list,
+        _show,
+        _verify,
+        _restore,
+        _prune,
+        _attach,
+        _detach,
+        _status,
+        _doctor,
+        _bench,
+    ):
         add(commands)
     return parser
 
@@ -224,12 +238,28 @@ def _prune(commands: Any) -> None:
     )
 
 
-def _status(commands: Any) -> None:
-    parser = _command(commands, "status", "show what a storage subsystem serves")
+def _control(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("TIMEZERO_CONTROL") or None
     parser.add_argument(
         "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
     )
+
+
+def _attach(commands: Any) -> None:
+    parser = _command(commands, "attach", "make a served volume a block device of this machine, and print its path")
+    parser.add_argument("name", metavar="NAME", help="of a served volume")
+    parser.add_argument("--read-only", action="store_true", help="a device that cannot be written to")
+    _control(parser)
+
+
+def _detach(commands: Any) -> None:
+    parser = _command(commands, "detach", "take down the block device that attach made")
+    parser.add_argument("name", metavar="NAME", help="of a volume")
+    _control(parser)
+
+
+def _status(commands: Any) -> None:
+    _control(_command(commands, "status", "show what a storage subsystem serves"))
 
 
 def _doctor(commands: Any) -> None:

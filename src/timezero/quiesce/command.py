@@ -1,12 +1,13 @@
 """exec:pre=CMD,post=CMD: commands, by /bin/sh.
 
 A command runs in a process group of its own, with nothing on its standard input. It has to end by itself: at its
-deadline, or when the job is interrupted, its whole group is killed. What it leaves in the background goes on, and should
-have its output redirected: the pipe that it inherits is closed when the command ends.
+deadline, or when the job is interrupted, its whole group is killed. What it leaves in the background goes on, and
+should have its output redirected: the pipe that it inherits is closed when the command ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -115,10 +116,8 @@ def _drain(output: int, said: bytes) -> tuple[bytes, bool]:
 
 def _kill(pid: int, pidfd: int) -> None:
     """The group, which cannot have been taken by others as long as its leader was not waited for."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     if poll.poll(int(_KILL_S * 1000)):

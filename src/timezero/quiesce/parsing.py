@@ -43,7 +43,7 @@ def _parse_exec(text: str, rest: str) -> ExecHook:
             raise UsageError(f"quiesce {text!r}: write exec:pre=CMD,post=CMD, or one of the two")
         if key in commands or (key == "pre" and commands):
             raise UsageError(
-                f"quiesce {text!r}: one pre=, then one post=; a comma before those words within a command is written \\,"
+                f"quiesce {text!r}: one pre=, then one post=; within a command, a comma before those words is \\,"
             )
         if not command.strip():
             raise UsageError(f"quiesce {text!r}: {key}= is empty: leave it out")

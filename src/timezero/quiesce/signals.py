@@ -12,6 +12,7 @@ Only the main thread can have handlers; elsewhere nothing is held, and no signal
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -91,7 +92,6 @@ class HeldSignals:
             raise KeyboardInterrupt
         self._pending.append(number)
         if self._pipe:
-            try:
+            # Full of those that came before, it wakes all the same.
+            with contextlib.suppress(BlockingIOError):
                 os.write(self._pipe[1], b"\0")
-            except BlockingIOError:
-                pass  # full of those that came before: it wakes all the same
