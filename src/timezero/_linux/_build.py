@@ -13,6 +13,7 @@ ffi.cdef(
     int tz_rename_noreplace(const char *old, const char *new);
     int tz_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
     int tz_memfd_seals(void);
+    int tz_io_flusher(int on);
 
     typedef struct {
         uint64_t logical, physical, length;
@@ -35,6 +36,7 @@ ffi.set_source(
     #include <string.h>
     #include <sys/ioctl.h>
     #include <sys/mman.h>
+    #include <sys/prctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
 
@@ -89,6 +91,12 @@ ffi.set_source(
         int result = tz_result(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | 0x0010 /* F_SEAL_FUTURE_WRITE */));
         close(fd);
         return result;
+    }
+
+    /* Linux 5.6; older headers lack the names. */
+    static int tz_io_flusher(int on)
+    {
+        return tz_result(prctl(57 /* PR_SET_IO_FLUSHER */, on, 0, 0, 0));
     }
 
     typedef struct {

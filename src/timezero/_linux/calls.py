@@ -88,6 +88,15 @@ def direct_alignment(path: str | os.PathLike[str] | int) -> DirectAlignment | No
     return DirectAlignment(int(memory[0]), int(offset[0])) if offset[0] else None
 
 
+def io_flusher(on: bool) -> None:
+    """Memory that this thread needs is not got by writing to disks (prctl PR_SET_IO_FLUSHER, Linux 5.6).
+
+    For those who serve a disk themselves. Threads, children and programs that they execute inherit it. EPERM: needs
+    CAP_SYS_RESOURCE.
+    """
+    _check(lib.tz_io_flusher(1 if on else 0))
+
+
 def memfd_seals() -> None:
     """Try the seals that memory shared between processes needs: no resizing, no writing by others (Linux 5.1)."""
     _check(lib.tz_memfd_seals())

@@ -50,6 +50,8 @@ def _session(options: Any) -> SessionOptions:
         memory_bytes=options.sidefile_memory,
         file_bytes=options.sidefile_file,
         deadline_us=options.deadline,
+        quiesce=tuple(options.quiesce),
+        quiesce_deadline_us=options.quiesce_deadline,
     )
 
 
@@ -193,7 +195,8 @@ def _suspension_text(suspension: dict[str, int] | None) -> str:
     if not suspension or "total_us" not in suspension:
         return ""
     parts = [f"{name} {suspension[f'{name}_us']}" for name in ("drain", "map", "install") if f"{name}_us" in suspension]
-    return f"  suspended {suspension['total_us']} us ({', '.join(parts)})"
+    hooks = f", hooks {suspension['hooks_us']} us" if "hooks_us" in suspension else ""
+    return f"  suspended {suspension['total_us']} us ({', '.join(parts)}){hooks}"
 
 
 def _verify(options: Any, output: Output) -> int:
@@ -241,6 +244,29 @@ def _prune(options: Any, output: Output) -> int:
         f"{len(report.kept)} kept, {report.packs_removed} packs removed, {format_size(report.bytes_freed)} freed"
     )
     output.result(lambda: vars(report), lambda: "\n".join(lines))
+    return 0
+
+
+def _attach(options: Any, output: Output) -> int:
+    from timezero.attach import attach
+
+    attached = attach(options.name, options.control, read_only=options.read_only)
+    for warning in attached.warnings:
+        output.line(f"timezero: {attached.name}: {warning}")
+    output.result(attached.to_json, lambda: attached.device)
+    return 0
+
+
+def _detach(options: Any, output: Output) -> int:
+    from timezero.attach import detach
+
+    detached = detach(options.name, options.control)
+    for warning in detached.warnings:
+        output.line(f"timezero: {detached.name}: {warning}")
+    output.result(
+        detached.to_json,
+        lambda: f"{detached.name}: {'detached' if detached.was_attached else 'is not attached'}",
+    )
     return 0
 
 
@@ -337,6 +363,8 @@ _COMMANDS: dict[str, Callable[[Any, Output], int]] = {
     "verify": _verify,
     "restore": _restore,
     "prune": _prune,
+    "attach": _attach,
+    "detach": _detach,
     "status": _status,
     "doctor": _doctor,
     "bench": _bench,

@@ -49,8 +49,15 @@ def _converted(convert: Callable[[str], _T], what: str) -> Callable[[str], _T]:
     return read
 
 
+def _checked_hook(text: str) -> str:
+    from timezero import quiesce
+
+    return quiesce.parse(text).text
+
+
 _size = _converted(parse_size, "size")
 _duration = _converted(parse_duration_us, "duration")
+_hook = _converted(_checked_hook, "hook")
 
 
 def _count(text: str) -> int:
@@ -138,6 +145,16 @@ def _session(parser: argparse.ArgumentParser) -> None:
         "--sidefile-memory", type=_size, metavar="SIZE", help="cap of the sidefile's memory tier, a volume"
     )
     group.add_argument("--sidefile-file", type=_size, metavar="SIZE", help="cap of the sidefile's file tier, a volume")
+    group = parser.add_argument_group("hooks around the suspension, for served volumes")
+    group.add_argument(
+        "--quiesce", type=_hook, action="append", default=[], metavar="HOOK",
+        help="fsfreeze:PATH, exec:pre=CMD,post=CMD or qga:SOCKET; may be repeated: pre steps run in order, post "
+        "steps in reverse, always",
+    )  # fmt: skip
+    group.add_argument(
+        "--quiesce-deadline", type=_duration, default="10s", metavar="TIME",
+        help="longest time for each of their steps (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
@@ -210,11 +227,22 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _status(parser: argparse.ArgumentParser) -> None:
+def _control(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("TIMEZERO_CONTROL") or None
     parser.add_argument(
         "--control", metavar="SOCKET", default=default, help="control socket (default: TIMEZERO_CONTROL)"
     )
+
+
+def _attach(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a served volume")
+    parser.add_argument("--read-only", action="store_true", help="a device that cannot be written to")
+    _control(parser)
+
+
+def _detach(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a volume")
+    _control(parser)
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +276,9 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "verify": ("read every chunk of recovery points and check it against its digest", _verify),
     "restore": ("restore datasets of a recovery point", _restore),
     "prune": ("remove recovery points, and what killed backups left behind", _prune),
-    "status": ("show what a storage subsystem serves", _status),
+    "attach": ("make a served volume a block device of this machine, and print its path", _attach),
+    "detach": ("take down the block device that attach made", _detach),
+    "status": ("show what a storage subsystem serves", _control),
     "doctor": ("tell what was built and what this kernel allows", _doctor),
     "bench": (
         "measure copy beside dd, or the NBD data plane beside other servers; cold, in alternating rounds",

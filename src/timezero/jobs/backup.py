@@ -36,13 +36,17 @@ if TYPE_CHECKING:
 
 
 class BackupResult(NamedTuple):
-    """A committed recovery point. seconds: from the first chunk to the commit."""
+    """A committed recovery point.
+
+    seconds: from the first chunk to the commit. hooks: of each by its text, microseconds of its steps.
+    """
 
     repository: str
     manifest: Manifest
     engine: str
     seconds: float
     doubts: dict[str, list[str]]
+    hooks: dict[str, dict[str, int]] = {}
 
     @property
     def id(self) -> str:
@@ -58,6 +62,7 @@ class BackupResult(NamedTuple):
             "engine": self.engine,
             "seconds": self.seconds,
             "doubts": self.doubts,
+            "hooks": self.hooks,
         }
 
 
@@ -93,6 +98,7 @@ def backup(
         chunk_size = _chunk_size(repository, session.track_size or 4096)
     options.check_sizes(session.track_size or 4096, chunk_size)
     designated = designate_all(datasets)
+    session.check_quiesce(served=any(dataset.path is None for dataset in designated))
     check_usable(repository)
     with ExitStack() as stack:
         return _Backup(stack, repository, designated, chunk_size, session, mover, fuzzy).run(progress)
@@ -176,7 +182,8 @@ class _Backup:
         self._meter.finishing()
         manifest = self._commit(writer, packs, machine, transfers, started_ns, t0_ns)
         doubts = {name: source.doubts for name, source in self.at_rest.items() if source.doubts}
-        result = BackupResult(self._repository.path, manifest, machine.engine, time.monotonic() - begin, doubts)
+        hooks = self.served.hooks if self.served else {}
+        result = BackupResult(self._repository.path, manifest, machine.engine, time.monotonic() - begin, doubts, hooks)
         if manifest.failed:
             raise PartialBackupError(result)
         return result

@@ -25,7 +25,7 @@ class CopyResult(NamedTuple):
     """A copy that is whole and durable.
 
     t0_ns: nanoseconds since the epoch, as in a manifest. Sizes in bytes, suspension in microseconds; doubts: why a
-    fuzzy copy is one.
+    fuzzy copy is one; hooks: of each by its text, microseconds of its steps.
     """
 
     source: str
@@ -39,6 +39,7 @@ class CopyResult(NamedTuple):
     suspension: dict[str, int] | None
     session: dict[str, int] | None
     doubts: tuple[str, ...] = ()
+    hooks: dict[str, dict[str, int]] = {}
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -65,6 +66,7 @@ def copy(
     session, mover = session or SessionOptions(), mover or MoverOptions()
     check_sizes(session.track_size or 4096, chunk_size)
     dataset = designate(source)
+    session.check_quiesce(served=dataset.path is None)
     targets.check_target(target, force=force)
     with ExitStack() as stack:
         job = _Copy(stack, dataset, session, fuzzy)
@@ -101,6 +103,7 @@ def copy(
             suspension=job.served.suspension if job.served else None,
             session=job.served.final.get(dataset.name) if job.served else None,
             doubts=tuple(job.at_rest.doubts) if job.at_rest else (),
+            hooks=job.served.hooks if job.served else {},
         )
 
 

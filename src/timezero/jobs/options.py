@@ -75,7 +75,8 @@ class SessionOptions(NamedTuple):
     control: the path of its control socket, or those of several subsystems, None for the default one. track_size:
     bytes; memory_bytes, file_bytes: caps of the sidefile's tiers, a volume; None for what the subsystem is set to.
     deadline_us: how long the application may be suspended at most; when it passes, the application goes on and the job
-    fails.
+    fails. quiesce: hooks around the suspension (timezero.quiesce), quiesce_deadline_us: how long each of their steps
+    may take.
     """
 
     control: str | Sequence[str] | None = None
@@ -83,6 +84,13 @@ class SessionOptions(NamedTuple):
     memory_bytes: int | None = None
     file_bytes: int | None = None
     deadline_us: int = 1_000_000
+    quiesce: tuple[str, ...] = ()
+    quiesce_deadline_us: int = 10_000_000
+
+    def check_quiesce(self, *, served: bool) -> None:
+        """Hooks belong to a suspension: where nothing is served, there is none. Raises UsageError."""
+        if self.quiesce and not served:
+            raise UsageError(f"quiesce {self.quiesce[0]!r}: nothing is suspended for sources at rest: leave it out")
 
     @property
     def controls(self) -> list[str]:

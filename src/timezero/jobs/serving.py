@@ -17,6 +17,7 @@ from timezero.jobs.options import SessionOptions
 
 if TYPE_CHECKING:
     from timezero._native.mover import Source
+    from timezero.quiesce import Quiesced
 
 
 _NONSENSE = "the storage subsystem's answer makes no sense: is it of this version?"
@@ -30,9 +31,10 @@ class Served:
 
     def __init__(self, volumes: Sequence[str], options: SessionOptions) -> None:
         """Prepare: everything is allocated, the application notices nothing."""
-        from timezero import session
+        from timezero import quiesce, session
 
         self._options = options
+        self._hooks = quiesce.parse_all(options.quiesce)
         self.paths = _paths(options.controls, volumes)
         self._group = session.prepare_all(
             options.controls,
@@ -44,6 +46,7 @@ class Served:
         self._parts = {part.volume: part for part in self._group.parts}
         self.track_size = options.track_size or self._ask_track_size()
         self.suspension: dict[str, int] = {}
+        self.hooks: dict[str, dict[str, int]] = {}
         self.t0_ns = 0
         self.final: dict[str, dict[str, int]] = {}
 
@@ -78,13 +81,23 @@ class Served:
         return found
 
     def suspend(self) -> None:
-        """Secure T0. Raises DeadlineError; the application runs on either way."""
-        before = time.time_ns()
-        times = {name: int(value) for name, value in dict(self._group.suspend(self._options.deadline_us)).items()}
+        """Secure T0. Raises DeadlineError, TimezeroError of a hook; the application runs on either way."""
+        with self._quiesced() as quiesced:
+            before = time.time_ns()
+            times = {name: int(value) for name, value in dict(self._group.suspend(self._options.deadline_us)).items()}
         # Whole volumes need no map: their concordance is the identity.
         self.suspension = {"map_us": 0} | {name.removesuffix("_ns") + "_us": ns // 1000 for name, ns in times.items()}
+        if self._hooks:
+            self.suspension["hooks_us"] = quiesced.total_us
+            self.hooks = quiesced.times
         # T0 lies between the closing and the opening of the gates; the instant of the call is never later than it.
         self.t0_ns = before
+
+    def _quiesced(self) -> Quiesced:
+        from timezero.quiesce import Quiesced
+
+        deadline_s = self._options.quiesce_deadline_us / 1e6
+        return Quiesced(self._hooks, deadline_s, volumes=list(self._parts), session=self._group.name)
 
     def look(self) -> tuple[int, int]:
         """(bytes in the sidefile, updates intercepted), now, over all volumes."""
