@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero._linux.stack import Identity
@@ -46,7 +47,7 @@ class BackupResult(NamedTuple):
     engine: str
     seconds: float
     doubts: dict[str, list[str]]
-    hooks: dict[str, dict[str, int]] = {}
+    hooks: Mapping[str, dict[str, int]] = MappingProxyType({})
 
     @property
     def id(self) -> str:
@@ -62,7 +63,7 @@ class BackupResult(NamedTuple):
             "engine": self.engine,
             "seconds": self.seconds,
             "doubts": self.doubts,
-            "hooks": self.hooks,
+            "hooks": dict(self.hooks),
         }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero.jobs import moving, targets
@@ -39,11 +40,11 @@ class CopyResult(NamedTuple):
     suspension: dict[str, int] | None
     session: dict[str, int] | None
     doubts: tuple[str, ...] = ()
-    hooks: dict[str, dict[str, int]] = {}
+    hooks: Mapping[str, dict[str, int]] = MappingProxyType({})
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return self._asdict()
+        return {**self._asdict(), "hooks": dict(self.hooks)}
 
 
 def copy(
