@@ -21,6 +21,7 @@ typedef struct fake_gate {
     uint8_t *before, *after; /* a track each */
     uint32_t *free_slots, free_count;
     uint64_t ring_tail, saved, freed_by_mover;
+    bool forgiving; /* slots given back twice are passed over: for movers that are meant to be wrong */
     pthread_mutex_t lock;
 
     pthread_t writer;
@@ -131,6 +132,8 @@ static inline void fake_gate_drain(fake_gate *g)
         uint32_t slot = atomic_load(&g->ring->slots[g->ring_tail & (g->h->ring_entries - 1)]);
 
         CHECK(slot < g->h->slots);
+        if (g->forgiving && atomic_load(&tz_session_slots(g->h)[slot].track) == 0)
+            continue;
         CHECK(atomic_load(&tz_session_slots(g->h)[slot].track) != 0);
         fake_gate_free(g, slot);
         g->freed_by_mover++;
