@@ -23,7 +23,8 @@
 #include "tz/mover.h"
 
 #define TZ_FRAME_ALIGN       4096 /* what the buffer space promises for every frame; also the grain of packs */
-#define TZ_CHUNK_TRACK_WORDS (TZ_CHUNK_MAX / TZ_TRACK_MIN / 32)
+#define TZ_CHUNK_TRACK_WORDS (TZ_CHUNK_MAX / TZ_TRACK_MIN / 32 + 1) /* a run may begin inside a track */
+#define TZ_CHUNK_IOVS        16                                     /* runs read at once */
 
 typedef struct tz_chunk tz_chunk;
 typedef struct tz_transfer tz_transfer;
@@ -119,11 +120,23 @@ struct tz_chunk {
     uint32_t piece;             /* most bytes to read at once; 0: no limit */
     uint32_t at;                /* bytes of the chunk that are loaded; while storing, the sink's */
     uint32_t run;               /* bytes being loaded behind `at` */
-    uint32_t take_at, take_end; /* tracks of the chunk still to be looked at in `take` */
-    uint32_t slot;              /* being read from the file tier */
-    uint32_t taken;             /* tracks that came from the sidefile */
+    uint64_t physical;          /* where the run lies on the volume */
+    uint32_t ready;             /* the read under way, or the last one, ends here in the chunk */
+    bool alone;                 /* after an error: one run of one track at a time */
+    uint32_t take_at, take_end; /* tracks of the run still to be looked at in `take`, from its first */
+    uint32_t slot;              /* the before-image being taken; TZ_SLOT_NONE: zeros */
+    uint32_t tracks;            /* looked at, once for each run */
+    uint32_t taken;             /* of them: those that came from the sidefile */
     uint32_t pushed;            /* slots given back and not yet announced */
     uint32_t take[TZ_CHUNK_TRACK_WORDS];
+    struct iovec iov[TZ_CHUNK_IOVS];
+    uint32_t asked;  /* bytes that the read has to bring at least */
+    uint8_t *bounce; /* for what lies badly for direct I/O; kept by the chunk's place */
+    size_t bounce_bytes;
+    struct {
+        uint8_t *place; /* NULL: the read goes to the frame */
+        uint32_t skip, length;
+    } bounced;
     enum tz_transfer_side side; /* to blame when the step fails */
 
     uint64_t read, written; /* bytes moved */
@@ -228,6 +241,7 @@ uint64_t tz_mover_now(void); /* CLOCK_MONOTONIC, ns */
 
 /* Submit the step's one operation; return TZ_STEP_PENDING afterwards. */
 void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset);
+void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset); /* into chunk->iov */
 void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset);
 void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg);
 void tz_chunk_poll(tz_chunk *chunk, int fd, uint32_t events); /* interruptible */

@@ -46,6 +46,19 @@ void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_
     tz_io_read(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
 }
 
+void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
+{
+    chunk->pending = true;
+    chunk->op = (tz_io_op){.opcode = TZ_IO_READ,
+                           .fd = fd,
+                           .offset = offset,
+                           .iov = chunk->iov,
+                           .iovs = iovs,
+                           .done = op_done,
+                           .user = chunk};
+    tz_io_submit(chunk->worker->io, &chunk->op);
+}
+
 void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
 {
     chunk->pending = true;
@@ -239,9 +252,11 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
     chunk->zero = true;
     chunk->phase = 0;
     chunk->piece = piece;
-    chunk->at = chunk->run = 0;
+    chunk->at = chunk->run = chunk->ready = 0;
+    chunk->alone = false;
+    chunk->bounced.place = NULL;
     chunk->take_at = chunk->take_end = 0;
-    chunk->taken = chunk->pushed = 0;
+    chunk->tracks = chunk->taken = chunk->pushed = 0;
     chunk->side = TZ_SIDE_SOURCE;
     chunk->read = chunk->written = 0;
     chunk->state = TZ_CHUNK_LOADING;

@@ -264,6 +264,8 @@ void tz_worker_join(tz_worker *worker)
 void tz_worker_destroy(tz_worker *worker)
 {
     tz_io_destroy(worker->io);
+    for (uint32_t i = 0; i < worker->mover->config.depth; i++)
+        free(worker->chunks[i].bounce);
     free(worker->chunks);
     free(worker->live);
 }

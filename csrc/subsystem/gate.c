@@ -226,12 +226,16 @@ static void on_deadline(tz_io_op *op, int64_t result)
 int tz_gate_install(tz_volume *volume, tz_session *session)
 {
     tz_gate *gate = &volume->gate;
+    int rc;
 
     assert(gate->closed && (gate->in_flight == 0 || (volume->faults | gate->closer->faults) & TZ_FAULT_NO_DRAIN));
     if (session->over || session->installed || tz_session_state_of(session) != TZ_SESSION_PREPARED)
         return -ECANCELED;
     if (gate->numbers == UINT64_MAX)
         return -EBUSY;
+    rc = tz_session_take_domain(session);
+    if (rc < 0)
+        return rc;
     session->number = (uint32_t)__builtin_ctzll(~gate->numbers);
     gate->numbers |= UINT64_C(1) << session->number;
     session->next = gate->sessions;

@@ -53,7 +53,8 @@ int tz_gate_close(tz_volume *volume, tz_gate_closer *closer, uint64_t deadline_n
 bool tz_gate_is_closed_by(const tz_volume *volume, const tz_gate_closer *closer);
 void tz_gate_open(tz_volume *volume, tz_gate_closer *closer); /* nothing when it is not closed by this closer */
 
-int tz_gate_install(tz_volume *volume, tz_session *session); /* -EBUSY: too many; -ECANCELED: ended before */
+/* -EBUSY: too many, or its domain is being set; -ECANCELED: ended before; -ENODATA: its domain was never set. */
+int tz_gate_install(tz_volume *volume, tz_session *session);
 void tz_gate_remove(tz_volume *volume, tz_session *session);
 
 /* Judges held updates that overlap [from, to) again. */

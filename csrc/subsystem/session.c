@@ -163,6 +163,7 @@ void tz_session_handles_get(const tz_session *session, tz_session_handles *out)
         .drain_fd = session->drain_fd,
         .volume_fd = session->volume_reader.fd,
         .file_fd = session->file_reader.fd,
+        .domain_fd = session->domain_fd,
         .owned_bytes = tz_session_header_of(session)->owned_bytes,
         .shared_bytes = tz_session_header_of(session)->shared_bytes,
     };

@@ -116,18 +116,40 @@ static void *map_all(size_t bytes, int flags, int fd)
     return memory;
 }
 
+static int make_memfd(int *fd, size_t bytes)
+{
+    *fd = memfd_create("timezero-session", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    return *fd < 0 || ftruncate(*fd, (off_t)bytes) < 0 ? -errno : 0;
+}
+
+static int seal(int fd, int seals)
+{
+    return fcntl(fd, F_ADD_SEALS, seals | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
+}
+
 /* A memfd, mapped and then sealed; its mapping stays writable for us. */
 static int make_memory(int *fd, void **memory, size_t bytes, int seals)
 {
-    *fd = memfd_create("timezero-session", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (*fd < 0 || ftruncate(*fd, (off_t)bytes) < 0)
-        return -errno;
+    int rc = make_memfd(fd, bytes);
+
+    if (rc < 0)
+        return rc;
     *memory = map_all(bytes, MAP_SHARED, *fd);
     if (*memory == MAP_FAILED) {
         *memory = NULL;
         return -errno;
     }
-    return fcntl(*fd, F_ADD_SEALS, seals | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
+    return seal(*fd, seals);
+}
+
+/* Where the client writes the domain: untouched memory, so that what is not designated costs nothing. */
+static int make_domain(tz_session *session, uint64_t tracks)
+{
+    int rc;
+
+    session->domain_bytes = (tracks + 63) / 64 * 8;
+    rc = make_memfd(&session->domain_fd, session->domain_bytes);
+    return rc < 0 ? rc : seal(session->domain_fd, 0);
 }
 
 static int make_shared_memory(tz_session *session, const struct plan *plan, void **owned, void **shared)
@@ -146,12 +168,6 @@ static void fill_header(tz_session_header *h, const struct plan *plan, const tz_
     h->high_mark = percent(h->slots, config->high_percent, HIGH_PERCENT);
 }
 
-static void copy_domain(tz_session *session, const tz_session_config *config, uint64_t tracks)
-{
-    for (uint64_t w = 0; w < (tracks + TZ_TRACKS_A_WORD - 1) / TZ_TRACKS_A_WORD; w++)
-        session->domain[w] = (uint32_t)(config->domain[w / 2] >> (w % 2 * 32));
-}
-
 static void cut_private_memory(tz_session *session, const struct plan *plan, const tz_session_config *config)
 {
     char *base = session->private_memory;
@@ -159,10 +175,8 @@ static void cut_private_memory(tz_session *session, const struct plan *plan, con
 
     session->saved = (uint32_t *)(base + plan->saved);
     session->pending = (uint32_t *)(base + plan->pending);
-    if (config->domain) {
+    if (config->domain)
         session->domain = (uint32_t *)(base + plan->domain);
-        copy_domain(session, config, plan->header.tracks);
-    }
     for (uint32_t i = 0; i < plan->preserves; i++) {
         preserves[i].session = session;
         preserves[i].op.user = &preserves[i];
@@ -190,7 +204,7 @@ static int make_memories(tz_session *session, const struct plan *plan, const tz_
     cut_private_memory(session, plan, config);
     tz_sidefile_init(&session->sidefile, owned, shared, (uint32_t *)((char *)private + plan->free_slots),
                      session->faults);
-    return 0;
+    return config->domain ? make_domain(session, plan->header.tracks) : 0;
 }
 
 /* ---- files ---- */
@@ -262,7 +276,7 @@ static tz_session *new_session(tz_volume *volume, const tz_session_config *confi
     session->preserve_tracks = (uint32_t)(plan->buffer_bytes >> plan->header.track_shift);
     session->faults = config->faults;
     session->max_delay_us = config->max_delay_us ? config->max_delay_us : MAX_DELAY_US;
-    session->owned_fd = session->shared_fd = session->drain_fd = -1;
+    session->owned_fd = session->shared_fd = session->drain_fd = session->domain_fd = -1;
     session->file_tier.fd = session->volume_reader.fd = session->file_reader.fd = -1;
     return session;
 }
@@ -319,5 +333,6 @@ void tz_session_destroy(tz_session *session)
         munmap(session->private_memory, session->private_bytes);
     close_fd(session->owned_fd);
     close_fd(session->shared_fd);
+    close_fd(session->domain_fd);
     free(session);
 }

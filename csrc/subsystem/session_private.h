@@ -29,6 +29,14 @@ struct tz_preserve {
     void *buffer;
 };
 
+/* See session_domain.c for the drawing; in this order. */
+enum tz_domain_state {
+    TZ_DOMAIN_LACKING = 0,
+    TZ_DOMAIN_BEING_SET,
+    TZ_DOMAIN_SET,
+    TZ_DOMAIN_INSTALLED,
+};
+
 struct tz_session {
     /* Constant once prepared. */
     tz_volume *volume;
@@ -37,11 +45,16 @@ struct tz_session {
     uint32_t faults;
     uint32_t max_delay_us;
     uint32_t preserve_tracks; /* most tracks one preservation reads */
-    int owned_fd, shared_fd, drain_fd;
+    int owned_fd, shared_fd, drain_fd, domain_fd;
     tz_file file_tier, volume_reader, file_reader; /* fd -1: none */
     void *private_memory;
-    size_t owned_bytes, shared_bytes, private_bytes;
-    uint32_t *domain; /* 32 tracks a word, as saved and pending; NULL: the whole volume */
+    size_t owned_bytes, shared_bytes, private_bytes, domain_bytes;
+
+    /* Whose turn it is with the domain, domain_state says. 32 tracks a word, as saved and pending; in little-endian
+     * order these are the bytes of the 64-bit words of domain_fd. NULL: the whole volume. */
+    uint32_t *domain;
+    bool domain_touched;
+    _Atomic uint32_t domain_state; /* enum tz_domain_state */
 
     /* The volume's thread. */
     tz_session *next; /* in the gate */
@@ -69,6 +82,10 @@ static inline enum tz_session_state tz_session_state_of(const tz_session *sessio
 {
     return atomic_load(&tz_session_header_of(session)->state);
 }
+
+/* session_domain.c, on the volume's thread: 0, and from now on the domain is constant; -ENODATA it was never set;
+ * -EBUSY it is being set. */
+int tz_session_take_domain(tz_session *session);
 
 /* session.c, on the volume's thread */
 void tz_session_installed(tz_session *session); /* by the gate: T0 */

@@ -327,13 +327,17 @@ static int run_phase(tz_suspension *s, enum phase phase)
     return atomic_load(&s->error);
 }
 
-/* A session has one T0. One that had it, or was cancelled, must not make the others of this group fail half way. */
-static bool are_prepared(const tz_suspension *s)
+/* A session has one T0. One that had it, or was cancelled, must not make the others of this group fail half way. In
+ * steps, a domain may still be set while the gates are closed; then install tells. */
+static int check_sessions(const tz_suspension *s, bool whole)
 {
-    for (uint32_t i = 0; i < s->sessions_count; i++)
+    for (uint32_t i = 0; i < s->sessions_count; i++) {
         if (tz_session_state_of(s->sessions[i]) != TZ_SESSION_PREPARED)
-            return false;
-    return true;
+            return -ECANCELED;
+        if (whole && tz_session_lacks_domain(s->sessions[i]))
+            return -ENODATA;
+    }
+    return 0;
 }
 
 static int close_step(tz_suspension *s, uint64_t deadline_ns, bool whole)
@@ -341,9 +345,9 @@ static int close_step(tz_suspension *s, uint64_t deadline_ns, bool whole)
     int rc = -EINVAL;
 
     pthread_mutex_lock(&s->step);
-    if (!s->closed && !are_prepared(s)) {
-        rc = -ECANCELED;
-    } else if (!s->closed) {
+    if (!s->closed)
+        rc = check_sessions(s, whole);
+    if (rc == 0) {
         atomic_store(&s->error, 0);
         atomic_store(&s->first_closed_ns, 0);
         s->times = (tz_suspension_times){0};

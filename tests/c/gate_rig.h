@@ -215,7 +215,7 @@ static void rig_begin_session(rig *r, rig_session *s)
                                 .memory_bytes = r->config.memory_bytes,
                                 .file_bytes = r->config.file_bytes,
                                 .file_fd = rig_file_tier(r),
-                                .domain = s->domain,
+                                .domain = r->config.domain,
                                 .max_delay_us = 50,
                                 .faults = r->config.session_faults};
 
@@ -225,6 +225,12 @@ static void rig_begin_session(rig *r, rig_session *s)
         if (rig_random(r, 3) == 0)
             s->domain[t / 64] &= ~(UINT64_C(1) << (t % 64));
     CHECK_EQ(tz_session_prepare(&s->session, r->volume, &config), 0);
+    if (s->domain) {
+        const size_t bytes = (r->tracks + 63) / 64 * 8;
+
+        CHECK_EQ(pwrite(s->session->domain_fd, s->domain, bytes, 0), bytes);
+        CHECK_EQ(tz_session_set_domain(s->session), 0);
+    }
     s->closer = (tz_gate_closer){rig_drained, rig_broken, rig_settled, r->config.session_faults};
     s->stage = RIG_CLOSING;
     s->settled = false;

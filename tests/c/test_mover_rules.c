@@ -122,7 +122,7 @@ static void rule_7_the_volume_is_read_in_the_gates_cache_mode(void)
 {
     for (int buffered = 0; buffered < 2; buffered++) {
         tz_session_descriptors fds;
-        tz_source *source;
+        tz_session_view *view;
         int mode, watched;
         tz_file file;
         char path[32];
@@ -138,9 +138,9 @@ static void rule_7_the_volume_is_read_in_the_gates_cache_mode(void)
         fds = (tz_session_descriptors){fcntl(w.gate.owned_fd, F_DUPFD_CLOEXEC, 0),
                                        fcntl(w.gate.shared_fd, F_DUPFD_CLOEXEC, 0),
                                        fcntl(w.gate.drain_fd, F_DUPFD_CLOEXEC, 0), file.fd, -1};
-        CHECK_EQ(tz_source_session(&source, &fds), 0);
+        CHECK_EQ(tz_session_view_open(&view, &fds), 0);
         CHECK_EQ(fcntl(watched, F_GETFL) & O_DIRECT, mode);
-        tz_source_destroy(source);
+        tz_session_view_release(view);
         close(watched);
         world_remove(&w);
     }

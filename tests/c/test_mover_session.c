@@ -203,7 +203,7 @@ static void nonsense_is_refused(void)
     tz_mover_config config = {.workers = 1};
     tz_transfer_report report;
     tz_session_descriptors fds;
-    tz_source *source;
+    tz_session_view *view;
     world w;
 
     world_make(&w, "/var/tmp", VOLUME, 16, 20, 0, 20);
@@ -221,19 +221,19 @@ static void nonsense_is_refused(void)
 
     fds = (tz_session_descriptors){w.gate.owned_fd, w.gate.shared_fd, w.gate.drain_fd, w.gate.volume.fd, -1};
     w.gate.h->slots += 1000;
-    CHECK_EQ(tz_source_session(&source, &fds), -EPROTO);
+    CHECK_EQ(tz_session_view_open(&view, &fds), -EPROTO);
     w.gate.h->slots -= 1000;
     w.gate.h->magic++;
-    CHECK_EQ(tz_source_session(&source, &fds), -EPROTO);
+    CHECK_EQ(tz_session_view_open(&view, &fds), -EPROTO);
     w.gate.h->magic--;
     /* Memory that could shrink under us. */
     fds.owned_fd = w.volume;
-    CHECK_EQ(tz_source_session(&source, &fds), -EPROTO);
+    CHECK_EQ(tz_session_view_open(&view, &fds), -EPROTO);
     fds.owned_fd = w.gate.owned_fd;
     /* A volume shorter than the session says. */
     CHECK_EQ(ftruncate(w.volume, 4096), 0);
     fds.volume_fd = w.volume;
-    CHECK_EQ(tz_source_session(&source, &fds), -EPROTO);
+    CHECK_EQ(tz_session_view_open(&view, &fds), -EPROTO);
     world_remove(&w);
 }
 

@@ -18,6 +18,7 @@ enum {
     /* mover */
     TZ_FAULT_NO_VALIDATION = 1 << 16, /* preserved is not looked at after the read */
     TZ_FAULT_IGNORE_PUNCTURE = 1 << 17,
+    TZ_FAULT_NO_USES = 1 << 18, /* the first who needs a track sets copied, whoever else needs it */
 };
 
 #endif

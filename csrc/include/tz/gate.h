@@ -11,7 +11,7 @@
  *
  * Errors   -ETIMEDOUT the deadline passed, everything is open again; -EBUSY the gate is closed for
  *          another suspension, or 64 sessions are installed; -ECANCELED a session of the suspension had its T0 before, or
- *          was ended; at prepare -EINVAL (sizes), -ENOMEM, and -ENOSPC when the
+ *          was ended; -ENODATA the domain of one was never set; at prepare -EINVAL (sizes), -ENOMEM, and -ENOSPC when the
  *          caps hold no slot, or the file tier's disk cannot hold its cap.
  * Memory   a session allocates, touches and locks all it needs at prepare; end frees it once the last
  *          before-image read has completed.
@@ -32,11 +32,11 @@ typedef struct tz_session_config {
     uint64_t memory_bytes; /* cap of all the session takes: tables, track bits, read buffers; the rest: memory tier */
     uint64_t file_bytes;   /* cap of the file tier; 0: none */
     int file_fd;           /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
-    const uint64_t *domain; /* bit a track, copied; NULL: the whole volume */
-    uint32_t low_percent;   /* of slots; 0 = 25 */
-    uint32_t high_percent;  /* of slots; 0 = 80 */
-    uint32_t max_delay_us;  /* of a writer past the high mark; 0 = 2000 */
-    uint32_t faults;        /* tests only */
+    bool domain; /* only some tracks: tz_session_set_domain says which, before install; else the whole volume */
+    uint32_t low_percent;  /* of slots; 0 = 25 */
+    uint32_t high_percent; /* of slots; 0 = 80 */
+    uint32_t max_delay_us; /* of a writer past the high mark; 0 = 2000 */
+    uint32_t faults;       /* tests only */
 } tz_session_config;
 
 /* What the mover is given; the descriptors stay the session's (duplicate or send them). */
@@ -46,6 +46,8 @@ typedef struct tz_session_handles {
     int drain_fd;  /* eventfd: written after slots were pushed */
     int volume_fd; /* fresh read-only open of the volume, in its cache mode */
     int file_fd;   /* fresh read-only open of the file tier, or -1 */
+    int domain_fd; /* memory to write the domain into, zero-filled and of fixed size: a bit a track in little-endian 64-bit
+                    * words; -1: the whole volume */
     uint64_t owned_bytes, shared_bytes;
 } tz_session_handles;
 
@@ -61,7 +63,13 @@ typedef struct tz_session_report {
 /* [any] Allocates everything; the session is not yet in the gate. */
 int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config);
 void tz_session_handles_get(const tz_session *session, tz_session_handles *out); /* [any] */
-void tz_session_report_get(const tz_session *session, tz_session_report *out);   /* [any] */
+
+/* [any] Copies the domain that lies in `domain_fd`; what is written there afterwards counts only when this is called
+ * again. Bits past the last track are ignored. -EBUSY once the session is installed, or while another thread is at it;
+ * -EINVAL when its domain is the whole volume. */
+int tz_session_set_domain(tz_session *session);
+bool tz_session_lacks_domain(const tz_session *session); /* [any] it has to be set before install */
+void tz_session_report_get(const tz_session *session, tz_session_report *out); /* [any] */
 
 /* [any] Takes the session out of its gate and waits until nothing of it is under way; the state becomes ENDED if it
  * was ACTIVE, and the report says so: "intact". `cancel`: it becomes PUNCTURED (reason MOVER) instead. Waiters are judged anew. */

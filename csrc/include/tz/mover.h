@@ -33,6 +33,7 @@
 typedef struct tz_mover tz_mover;
 typedef struct tz_source tz_source;
 typedef struct tz_sink tz_sink;
+typedef struct tz_session_view tz_session_view;
 typedef struct tz_pack_writer tz_pack_writer; /* the packs of one recovery point, shared by its sinks */
 
 enum tz_origin { /* where a chunk's T0 content came from */
@@ -64,11 +65,26 @@ _Static_assert(sizeof(tz_index_entry) == 48, "on-disk size of an index entry");
  * the file system tells) unwritten extents are found with SEEK_DATA and not read. */
 int tz_source_file(tz_source **out, const tz_file *file, uint64_t size);
 
-/* A served volume under a session. All descriptors are taken over on success. */
+/* A session on a served volume, as all sources over it share it: its memory is mapped once. All descriptors are taken
+ * over on success. Sources hold the view; release gives the caller's hold back. Any thread. */
 typedef struct tz_session_descriptors {
     int owned_fd, shared_fd, drain_fd, volume_fd, file_fd;
 } tz_session_descriptors;
-int tz_source_session(tz_source **out, const tz_session_descriptors *fds);
+int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fds);
+uint64_t tz_session_view_size(const tz_session_view *view);       /* of the volume, bytes */
+uint64_t tz_session_view_track_size(const tz_session_view *view); /* bytes */
+void tz_session_view_release(tz_session_view *view);
+
+/* The whole volume under the session. One source of this kind a view. */
+int tz_source_session(tz_source **out, tz_session_view *view);
+
+/* A file that lies on the volume in `count` extents, columns of bytes: from `logical` on its content is at `physical`.
+ * What no extent covers is zero; what lies past `size` is left out. -EINVAL, -EOVERFLOW as tz_extents_build has it;
+ * -ERANGE an extent ends past the volume. Tracks may be shared by any number of sources of one view, but all of them
+ * have to be added to their movers before the first is read: -EBUSY afterwards. A source that fails, or is never read,
+ * keeps the before-images of its tracks until the session ends. */
+int tz_source_extents(tz_source **out, tz_session_view *view, uint64_t size, const uint64_t *logical,
+                      const uint64_t *physical, const uint64_t *length, uint64_t count);
 
 /* A dataset in a repository. pack_fds[i] is the descriptor of pack number pack_numbers[i]; they are duplicated.
  * Index entries are checked (-EBADMSG): packs known, lengths and codecs possible. Every chunk, zeros too, is checked

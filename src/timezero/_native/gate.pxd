@@ -96,7 +96,7 @@ cdef extern from "tz/gate.h" nogil:
         uint64_t memory_bytes
         uint64_t file_bytes
         int file_fd
-        const uint64_t *domain
+        bint domain
         uint32_t low_percent
         uint32_t high_percent
         uint32_t max_delay_us
@@ -108,6 +108,7 @@ cdef extern from "tz/gate.h" nogil:
         int drain_fd
         int volume_fd
         int file_fd
+        int domain_fd
         uint64_t owned_bytes
         uint64_t shared_bytes
 
@@ -137,6 +138,8 @@ cdef extern from "tz/gate.h" nogil:
 
     int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config)
     void tz_session_handles_get(const tz_session *session, tz_session_handles *out)
+    int tz_session_set_domain(tz_session *session)
+    bint tz_session_lacks_domain(const tz_session *session)
     void tz_session_report_get(const tz_session *session, tz_session_report *out)
     int tz_session_end(tz_session *session, bint cancel, tz_session_report *out)
     void tz_session_destroy(tz_session *session)

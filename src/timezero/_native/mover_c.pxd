@@ -16,6 +16,8 @@ cdef extern from "tz/mover.h" nogil:
         pass
     ctypedef struct tz_sink:
         pass
+    ctypedef struct tz_session_view:
+        pass
     ctypedef struct tz_pack_writer:
         pass
     ctypedef struct tz_index_entry:
@@ -60,7 +62,14 @@ cdef extern from "tz/mover.h" nogil:
         uint64_t ended_ns
 
     int tz_source_file(tz_source **out, const tz_file *file, uint64_t size)
-    int tz_source_session(tz_source **out, const tz_session_descriptors *fds)
+    int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fds)
+    uint64_t tz_session_view_size(const tz_session_view *view)
+    uint64_t tz_session_view_track_size(const tz_session_view *view)
+    void tz_session_view_release(tz_session_view *view)
+    int tz_source_session(tz_source **out, tz_session_view *view)
+    int tz_source_extents(
+        tz_source **out, tz_session_view *view, uint64_t size, const uint64_t *logical, const uint64_t *physical,
+        const uint64_t *length, uint64_t count)
     int tz_source_index(
         tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
         const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)

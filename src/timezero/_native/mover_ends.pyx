@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, binding=True
-"""The two ends of a transfer: sources, sinks, and the packs that sinks share.
+"""The two ends of a transfer: sources, sinks, and what they share: a session's memory, packs.
 
 A source or sink is used up by the mover it is added to. A pack writer that sinks still point to is given
 back with the last of them, so closing in any order is safe.
@@ -26,9 +26,49 @@ cdef int reopen(tz_file *out, int fd, unsigned flags, str what) except -1:
     return check(result, what)
 
 
+cdef class SessionView:
+    def __cinit__(self, handles):
+        cdef tz_session_descriptors fds
+        cdef int result
+        names = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
+        own = []
+        try:
+            for name in names:
+                own.append(os.dup(handles[name]) if handles[name] >= 0 else -1)
+            fds.owned_fd, fds.shared_fd, fds.drain_fd, fds.volume_fd, fds.file_fd = own
+            with nogil:
+                result = tz_session_view_open(&self.ptr, &fds)
+            check(result, "session's shared memory")
+        except BaseException:
+            for fd in own:
+                if fd >= 0:
+                    os.close(fd)
+            raise
+
+    def __dealloc__(self):
+        tz_session_view_release(self.ptr)
+
+    cdef tz_session_view *open(self) except NULL:
+        if self.ptr is NULL:
+            raise ValueError("the session view is closed")
+        return self.ptr
+
+    @property
+    def size(self):
+        return tz_session_view_size(self.open())
+
+    @property
+    def track_size(self):
+        return tz_session_view_track_size(self.open())
+
+    def close(self):
+        tz_session_view_release(self.ptr)
+        self.ptr = NULL
+
+
 cdef class Source:
     def __init__(self):
-        raise TypeError("use Source.file, Source.session or Source.index")
+        raise TypeError("use Source.file, Source.session, Source.extents or Source.index")
 
     def __dealloc__(self):
         tz_source_destroy(self.ptr)
@@ -52,24 +92,25 @@ cdef class Source:
         return self
 
     @staticmethod
-    def session(handles):
+    def session(session):
         cdef Source self = Source.__new__(Source)
-        cdef tz_session_descriptors fds
-        cdef int result
-        names = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
-        own = []
-        try:
-            for name in names:
-                own.append(os.dup(handles[name]) if handles[name] >= 0 else -1)
-            fds.owned_fd, fds.shared_fd, fds.drain_fd, fds.volume_fd, fds.file_fd = own
-            with nogil:
-                result = tz_source_session(&self.ptr, &fds)
-            check(result, "session's shared memory")
-        except BaseException:
-            for fd in own:
-                if fd >= 0:
-                    os.close(fd)
-            raise
+        cdef SessionView view = session if isinstance(session, SessionView) else SessionView(session)
+        check(tz_source_session(&self.ptr, view.open()), "session")
+        return self
+
+    @staticmethod
+    def extents(SessionView view not None, size, const uint64_t[::1] logical not None,
+                const uint64_t[::1] physical not None, const uint64_t[::1] length not None):
+        cdef Source self = Source.__new__(Source)
+        cdef uint64_t bytes_in_all = size, count = logical.shape[0]
+        if <uint64_t>physical.shape[0] != count or <uint64_t>length.shape[0] != count:
+            raise ValueError("logical, physical and length must have one length")
+        # With the GIL, so that nobody closes the view meanwhile. The address of an empty column is not looked at.
+        check(
+            tz_source_extents(
+                &self.ptr, view.open(), bytes_in_all, &logical[0] if count else NULL, &physical[0] if count else NULL,
+                &length[0] if count else NULL, count),
+            f"{count} extents of a file of {size} bytes")
         return self
 
     @staticmethod

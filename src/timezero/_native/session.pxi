@@ -10,12 +10,12 @@ cdef class Session(Handle):
     cdef dict final
 
     def __init__(self, Volume volume not None, *, uint64_t track_size, uint64_t memory_bytes, int file_fd=-1,
-                 uint64_t file_bytes=0, unsigned low_percent=0, unsigned high_percent=0, unsigned max_delay_us=0,
-                 unsigned faults=0):
+                 uint64_t file_bytes=0, bint domain=False, unsigned low_percent=0, unsigned high_percent=0,
+                 unsigned max_delay_us=0, unsigned faults=0):
         if self.session is not NULL:
             raise RuntimeError("a Session is prepared once")
         cdef tz_session_config config = tz_session_config(
-            track_size=track_size, memory_bytes=memory_bytes, file_bytes=file_bytes, file_fd=file_fd, domain=NULL,
+            track_size=track_size, memory_bytes=memory_bytes, file_bytes=file_bytes, file_fd=file_fd, domain=domain,
             low_percent=low_percent, high_percent=high_percent, max_delay_us=max_delay_us, faults=faults)
         cdef int result
         volume.enter()
@@ -42,6 +42,24 @@ cdef class Session(Handle):
         try:
             tz_session_handles_get(self.session, &handles)
             return handles
+        finally:
+            self.leave()
+
+    @property
+    def lacks_domain(self):
+        self.enter()
+        try:
+            return tz_session_lacks_domain(self.session)
+        finally:
+            self.leave()
+
+    def set_domain(self):
+        cdef int result
+        self.enter()
+        try:
+            with nogil:
+                result = tz_session_set_domain(self.session)
+            check(result)
         finally:
             self.leave()
 

@@ -84,7 +84,8 @@ class Session:
     """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
 
     track_size: bytes. memory_bytes: cap of all memory it takes, tables included. file_bytes: cap of the file tier.
-    file_fd: the file tier, taken over on success. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the
+    file_fd: the file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the session,
+    instead of the whole volume. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the
     file tier's disk cannot hold its cap), ENOMEM.
     """
 
@@ -96,6 +97,7 @@ class Session:
         memory_bytes: int,
         file_fd: int = -1,
         file_bytes: int = 0,
+        domain: bool = False,
         low_percent: int = 0,
         high_percent: int = 0,
         max_delay_us: int = 0,
@@ -104,9 +106,18 @@ class Session:
     @property
     def volume(self) -> Volume: ...
     def handles(self) -> dict[str, int]:
-        """owned_fd, shared_fd, drain_fd, volume_fd, file_fd (-1: none), owned_bytes, shared_bytes.
+        """owned_fd, shared_fd, drain_fd, volume_fd, file_fd, domain_fd (-1: none), owned_bytes, shared_bytes.
 
-        The descriptors stay the session's; send or duplicate them.
+        The descriptors stay the session's; send or duplicate them. domain_fd: memory of a bit a track, in little-endian
+        64-bit words, all zero; write with pwrite or a mapping, its position is nobody's.
+        """
+    @property
+    def lacks_domain(self) -> bool:
+        """True until `set_domain`, for a session made with domain=True; it cannot be installed."""
+    def set_domain(self) -> None:
+        """Copy the domain that was written into domain_fd. What is written later counts only when this is called again.
+
+        Raises BlockingIOError (EBUSY) once the session is installed, OSError(EINVAL) when it has the whole volume.
         """
     def report(self) -> dict[str, int | str]:
         """Fields of tz_session_report.
@@ -129,7 +140,8 @@ class Suspension:
     """A group's passage from close to open. Deadlines are microseconds.
 
     Every step raises TimeoutError when the deadline passed, BlockingIOError when a gate is closed for another
-    suspension, OSError(EINVAL) when a session had its T0: whatever fails, every gate is open again.
+    suspension, OSError(ENODATA) when a session lacks its domain, another when it had its T0: whatever fails, every gate is
+    open again.
     """
 
     def __init__(self, sessions: Sequence[Session]) -> None: ...

@@ -17,7 +17,7 @@ from timezero.errors import PunctureError, TimezeroError, UsageError
 from timezero.places import default_control as default_control
 
 DEADLINE_US = 1_000_000  # of a suspension, when the caller gives none
-_DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
+_DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
 _PREPARE_TIMEOUT = 120.0  # seconds: memory is touched and locked, the file tier allocated
 _END_TIMEOUT = 120.0  # seconds: before-image reads under way have to complete
 _SUSPEND_GRACE = 30.0  # seconds beyond the deadline, which the subsystem keeps by itself
@@ -30,6 +30,14 @@ class Part:
         self.volume = volume
         self.size = size  # bytes
         self.handles = handles
+
+    @property
+    def domain_fd(self) -> int:
+        """Memory to write the domain into, a bit a track in little-endian 64-bit words; -1: the whole volume.
+
+        Zero-filled, of fixed size; see `Group.set_domain`.
+        """
+        return self.handles.get("domain_fd", -1)
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -53,6 +61,14 @@ class Group:
     def server(self) -> Mapping[str, Any]:
         """What the storage subsystem said of itself: version, engine, limits."""
         return self._client.server
+
+    def set_domain(self, volume: str) -> None:
+        """Designate the tracks that were written into the part's `domain_fd`: what is written later does not count.
+
+        After prepare and before T0, for each volume that was named in prepare's `domain`; the last call counts. Raises
+        ControlError with code "bad-request" for any other volume, or once T0 was reached.
+        """
+        self._client.call("domain", session=self.name, volume=volume)
 
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
         """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds.
@@ -140,11 +156,13 @@ def prepare(
     track_size: int | None = None,
     memory_bytes: int | None = None,
     file_bytes: int | None = None,
+    domain: Sequence[str] = (),
 ) -> Group:
     """A session over the served volumes `names`, allocated and not yet at T0.
 
     control: socket path, by default `default_control()`. track_size, memory_bytes, file_bytes (of each volume's
-    sidefile): bytes, by default the server's. Raises UsageError (unknown volume, impossible size), ControlError with
+    sidefile): bytes, by default the server's. domain: those of `names` of which only some tracks are designated, with
+    `Group.set_domain`, before T0. Raises UsageError (unknown volume, impossible size), ControlError with
     code "limit" (admission), TimezeroError when nobody serves the control socket.
     """
     import uuid
@@ -162,8 +180,9 @@ def prepare(
             session=name,
             volumes=list(names),
             **{key: value for key, value in wish.items() if value is not None},
+            **({"domain": list(domain)} if domain else {}),
         )
-        parts = _parts(reply, descriptors, names)
+        parts = _parts(reply, descriptors, names, domain)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -172,13 +191,15 @@ def prepare(
     return Group(client, name, parts)
 
 
-def _parts(reply: Mapping[str, Any], descriptors: Sequence[int], names: Sequence[str]) -> list[Part]:
+def _parts(
+    reply: Mapping[str, Any], descriptors: Sequence[int], names: Sequence[str], domain: Collection[str]
+) -> list[Part]:
     """The parts of a reply to `prepare`, each descriptor used once. Raises ControlError."""
     left = dict(enumerate(descriptors))
     try:
         parts = []
         for part in reply["parts"]:
-            places = part["handles"]
+            places = {"domain_fd": -1, **part["handles"]}
             handles = {key: left.pop(places[key]) if places[key] >= 0 else -1 for key in _DESCRIPTORS}
             sizes = {key: int(part[key]) for key in ("owned_bytes", "shared_bytes")}
             parts.append(Part(part["volume"], int(part["size"]), {**handles, **sizes}))
@@ -186,6 +207,11 @@ def _parts(reply: Mapping[str, Any], descriptors: Sequence[int], names: Sequence
         raise ControlError("internal", f"the storage subsystem's answer makes no sense: {error!r}") from None
     if left or [part.volume for part in parts] != list(names):
         raise ControlError("internal", "the storage subsystem's answer does not fit the request")
+    for part in parts:
+        if (part.domain_fd >= 0) != (part.volume in domain):
+            raise ControlError(
+                "internal", f"volume {part.volume}: the storage subsystem cannot take a domain: is it of an older version?"
+            )
     return parts
 
 

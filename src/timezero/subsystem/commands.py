@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timezero._native.subsystem import Suspension
@@ -16,7 +17,8 @@ from timezero.errors import UsageError
 from timezero.subsystem.sessions import HANDLES, Group, Registry, Turn
 from timezero.subsystem.volumes import Volumes
 
-VOLUMES_MAX = DESCRIPTORS_MAX // len(HANDLES)  # of one session: their descriptors travel in one message
+# Of one session: their descriptors travel in one message. Not all have a domain: those that do are counted at prepare.
+VOLUMES_MAX = DESCRIPTORS_MAX // (len(HANDLES) - 1)
 DEADLINE_MAX_US = 60_000_000
 _SIZE_MAX = 1 << 48
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
@@ -40,6 +42,7 @@ class Commands:
             "hello": self._hello,
             "status": lambda request: Answer(self._status()),
             "prepare": self._prepare,
+            "domain": self._domain,
             "suspend": self._suspend,
             "close": self._close_gates,
             "install": self._install,
@@ -79,7 +82,8 @@ class Commands:
         )
         if wish.memory_bytes < wish.track_size:
             raise RequestError("bad-request", f"memory_bytes: {wish.memory_bytes} hold not even one track")
-        group = self._groups[name] = self._registry.prepare(name, volumes, wish)
+        domain = _domain_names(request, volumes)
+        group = self._groups[name] = self._registry.prepare(name, volumes, wish, domain)
         parts: list[dict[str, Any]] = []
         descriptors: list[int] = []
         for part in group.parts:
@@ -93,12 +97,30 @@ class Commands:
             parts.append({"volume": part.volume, "size": part.session.volume.size, "handles": places, **sizes})
         return Answer({"parts": parts}, tuple(descriptors))
 
+    def _domain(self, request: Request) -> Answer:
+        group = self._group(request)
+        name = request.get("volume")
+        part = next((part for part in group.parts if part.volume == name), None)
+        if part is None:
+            raise RequestError("bad-request", f"volume: session {group.name} has none of that name")
+        try:
+            part.session.set_domain()
+        except BlockingIOError:
+            raise RequestError("bad-request", f"volume {name}: session {group.name} has its T0 already") from None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise RequestError("bad-request", f"volume {name}: all of it is the session's domain") from None
+            raise RequestError("io", f"volume {name}: domain: {error.strerror}") from None
+        return Answer({})
+
     def _suspend(self, request: Request) -> Answer:
         group = self._group(request)
         deadline = _number(request, "deadline_us", 1, DEADLINE_MAX_US)
         turn = self._registry.claim_suspension(deadline)
         try:
-            times = self._step(lambda: self._new_suspension(group).run(deadline))
+            suspension = self._new_suspension(group)
+            _check_domains(group)
+            times = self._step(lambda: suspension.run(deadline))
         finally:
             self._registry.release_suspension(turn)
         self._registry.told_suspension(group, times)
@@ -120,8 +142,9 @@ class Commands:
         return Answer({})
 
     def _install(self, request: Request) -> Answer:
-        _, suspension, _ = self._suspended(request)
+        group, suspension, _ = self._suspended(request)
         try:
+            _check_domains(group)
             self._step(suspension.install)
         except BaseException:
             self._drop_suspension()
@@ -217,6 +240,25 @@ def _session_name(request: Request) -> str:
     if not isinstance(name, str) or not _SESSION.fullmatch(name):
         raise RequestError("bad-request", "session: must be 1 to 128 letters, digits, '.', '_', ':' and '-'")
     return name
+
+
+def _domain_names(request: Request, volumes: Sequence[str]) -> list[str]:
+    """Of the session's volumes: those of which only some tracks are designated."""
+    names = request.get("domain", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError("bad-request", "domain: must be a list of names")
+    if len(set(names)) != len(names) or not set(names) <= set(volumes):
+        raise RequestError("bad-request", "domain: must be names out of volumes, each once")
+    descriptors = len(volumes) * (len(HANDLES) - 1) + len(names)
+    if descriptors > DESCRIPTORS_MAX:
+        raise RequestError("limit", f"domain: {descriptors} descriptors are more than {DESCRIPTORS_MAX}")
+    return names
+
+
+def _check_domains(group: Group) -> None:
+    lacking = [part.volume for part in group.parts if part.session.lacks_domain]
+    if lacking:
+        raise RequestError("bad-request", f"session {group.name}: the domain of volume {', '.join(lacking)} was never set")
 
 
 def _number(request: Request, key: str, least: int, most: int) -> int:

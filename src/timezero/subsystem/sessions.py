@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
 from timezero.subsystem.volumes import Volumes
 
-HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd")
+HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
 
 Report = dict[str, Any]
 
@@ -121,19 +121,22 @@ class Registry:
             track = track_for(max(self._volumes[volume].size for volume in volumes), memory)
         return Wish(track, memory, defaults.file if file_bytes is None else file_bytes)
 
-    def prepare(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
-        """Allocate a session over `volumes`. Raises RequestError; then nothing is left of it."""
+    def prepare(self, name: str, volumes: Sequence[str], wish: Wish, domain: Collection[str] = ()) -> Group:
+        """Allocate a session over `volumes`, over tracks still to be set of those in `domain`.
+
+        Raises RequestError; then nothing is left of it.
+        """
         if wish.file_bytes and not self._defaults.path:
             raise RequestError("bad-request", "file_bytes: this server has no sidefile directory (--sidefile-path)")
         group = self._admit(name, volumes, wish)
         with ExitStack() as undo:
             undo.callback(self._forget, group)
             for volume in volumes:
-                group.parts.append(Part(volume, self._prepare_part(volume, wish)))
+                group.parts.append(Part(volume, self._prepare_part(volume, wish, domain=volume in domain)))
             undo.pop_all()
         return group
 
-    def _prepare_part(self, volume: str, wish: Wish) -> Session:
+    def _prepare_part(self, volume: str, wish: Wish, *, domain: bool) -> Session:
         descriptor = -1
         try:
             if wish.file_bytes and self._defaults.path:
@@ -144,6 +147,7 @@ class Registry:
                 memory_bytes=wish.memory_bytes,
                 file_fd=descriptor,
                 file_bytes=wish.file_bytes,
+                domain=domain,
             )
         except OSError as error:
             if descriptor >= 0:

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A session's memory as the mover maps it, and loading chunks under it: what the sources over a session share.
+ *
+ * Errors   of loading: -ESTALE the session is punctured; -EPROTO its memory makes no sense; -ENODATA the volume ends
+ *          early; what its reads say.
+ * Memory   freed with the last holder.
+ * Threads  constant but for the atomics, what a lock guards, and `uses`: changed under `lock` until `begun`.
+ */
+#ifndef TZ_SESSION_VIEW_H
+#define TZ_SESSION_VIEW_H
+
+#include "internal.h"
+#include "session_uses.h"
+#include "tz/extents.h"
+
+struct tz_session_view {
+    _Atomic uint32_t holders;
+    const tz_session_header *header; /* mapped read-only */
+    uint64_t owned_bytes;
+    void *shared;
+    uint64_t shared_bytes;
+    tz_drain_ring *ring;
+    _Atomic uint64_t *words;
+    tz_file volume, tier; /* tier.fd -1: none */
+    int drain_fd;
+
+    /* Checked copies. */
+    uint64_t volume_size, track_size, tracks;
+    uint32_t track_shift, slots, memory_slots;
+
+    pthread_mutex_t drain_lock; /* the ring has one producer */
+
+    pthread_mutex_t lock;
+    tz_session_uses uses;
+    _Atomic bool begun; /* a chunk was loaded: uses are only counted down from now on */
+};
+
+/* ---- session_view.c ---- */
+
+tz_session_view *tz_session_view_hold(tz_session_view *view);
+
+/* Between these two uses are added; -EBUSY, and nothing to end, when a chunk was loaded already. */
+int tz_session_view_count_begin(tz_session_view *view);
+void tz_session_view_count_end(tz_session_view *view);
+
+void tz_session_view_activity(const tz_session_view *view, tz_activity *out);
+
+/* Gives a slot back, its content taken; told to the gate with the chunk's others by announce (0 or -errno). */
+void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot);
+int tz_session_view_announce(tz_session_view *view, tz_chunk *chunk);
+
+/* ---- session_load.c ---- */
+
+/* The run that begins at a logical address of the source: as tz_extents_lookup. */
+typedef bool (*tz_run_find)(tz_source *source, uint64_t logical, tz_extent *run);
+
+/* A source's `load`. */
+int tz_session_load(tz_session_view *view, tz_chunk *chunk, tz_run_find find);
+
+#endif
