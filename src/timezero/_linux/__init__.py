@@ -11,6 +11,7 @@ from timezero._linux.calls import (
     freeze,
     memfd_seals,
     rename_noreplace,
+    syncfs,
     thaw,
 )
 from timezero._linux.devices import mounts_of
@@ -24,5 +25,6 @@ __all__ = [
     "memfd_seals",
     "mounts_of",
     "rename_noreplace",
+    "syncfs",
     "thaw",
 ]

@@ -1,0 +1,1 @@
+"""The concordance: which files a dataset is, where its file system is mounted, and where its extents lie on the volume."""
