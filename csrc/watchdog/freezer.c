@@ -60,8 +60,21 @@
 #define PR_SET_IO_FLUSHER 57
 #endif
 
-enum point_state { IDLE, FREEZING, FROZEN, THAWING, THAWED, REFUSED, LOST, STUCK };
-enum operation { READY = 1, FREEZE, THAW };
+enum point_state {
+    IDLE,
+    FREEZING,
+    FROZEN,
+    THAWING,
+    THAWED,
+    REFUSED,
+    LOST,
+    STUCK
+};
+enum operation {
+    READY = 1,
+    FREEZE,
+    THAW
+};
 
 struct request {
     uint32_t operation, reserved;

@@ -1,1 +1,1 @@
-"""The concordance: which files a dataset is, where its file system is mounted, and where its extents lie on the volume."""
+"""The concordance: which files the datasets are, where they are mounted, and where they lie on their volumes."""
