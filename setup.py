@@ -29,8 +29,10 @@ from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
-MODULES = ("data", "io", "subsystem", "mover")
+MODULES = ("data", "io", "subsystem", "mover", "concordance")
 SOURCES = sorted(path for module in MODULES for path in glob(f"csrc/{module}/*.c"))
+#: Programs of the package, apart from the library: the watchdog is started before it is needed, and needs nothing then.
+PROGRAMS = {"timezero/_linux/freezer": "csrc/watchdog/freezer.c"}
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 CYTHON = sorted(glob("src/timezero/_native/*.pyx"))
 CYTHON_DEPENDS = [*CYTHON, *sorted(glob("src/timezero/_native/*.p[xy][di]"))]
@@ -178,6 +180,32 @@ class BuildExtensions(build_ext):
         for ext, made in zip(ours, translated, strict=True):
             ext.sources = made.sources
         super().build_extensions()
+        for name, source in PROGRAMS.items():
+            self.build_program(name, source)
+
+    def build_program(self, name: str, source: str) -> None:
+        made = toolchain().directory / "programs" / Path(name).name
+        if stale(made, [source]):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            flags = [flag for flag in toolchain().compile if not flag.startswith(("-I", "-fsanitize"))]
+            command = [*self.compiler.compiler, *flags, "-Wall", "-Wextra", source, "-o", str(made), "-pthread"]
+            # Small, and locked in memory as a whole; where there is no static C library, the shared one is locked too.
+            if subprocess.run([*command, "-static"], check=False, capture_output=True).returncode != 0:
+                subprocess.run(command, check=True)
+        self.install(made, self.program_path(name))
+
+    def program_path(self, name: str) -> Path:
+        """Beside the extension modules, wherever those go."""
+        return Path(self.get_ext_fullpath(str(Path(name).parent / "_").replace("/", "."))).parent / Path(name).name
+
+    def copy_extensions_to_source(self) -> None:
+        """What an editable build does at its end."""
+        super().copy_extensions_to_source()
+        for name in PROGRAMS:
+            self.install(toolchain().directory / "programs" / Path(name).name, self.program_path(name))
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), *(str(self.program_path(name)) for name in PROGRAMS)]
 
     def build_extension(self, ext: Extension) -> None:
         made = toolchain().directory / "modules" / Path(self.get_ext_filename(ext.name)).name
@@ -188,7 +216,10 @@ class BuildExtensions(build_ext):
             link = [*toolchain().link, *(ext.extra_link_args or [])]
             inputs = [str(path) for path in objects]
             self.compiler.link_shared_object(inputs, str(made), extra_postargs=link, build_temp=self.build_temp)
-        target = Path(self.get_ext_fullpath(ext.name))
+        self.install(made, Path(self.get_ext_fullpath(ext.name)))
+
+    @staticmethod
+    def install(made: Path, target: Path) -> None:
         if not target.exists() or not filecmp.cmp(made, target, shallow=False):
             # A new file, not new content: a process may have the old one mapped.
             target.unlink(missing_ok=True)

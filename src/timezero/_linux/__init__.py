@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         io_flusher,
         memfd_seals,
         rename_noreplace,
+        syncfs,
         thaw,
     )
     from timezero._linux.devices import mounts_of
@@ -32,6 +33,7 @@ __all__ = [
     "memfd_seals",
     "mounts_of",
     "rename_noreplace",
+    "syncfs",
     "thaw",
 ]
 

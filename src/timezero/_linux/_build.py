@@ -20,6 +20,20 @@ ffi.cdef(
         uint32_t flags;
     } tz_fiemap_extent;
     int tz_fiemap(int fd, uint64_t start, tz_fiemap_extent *extents, uint32_t room);
+    int tz_syncfs(int fd);
+
+    typedef struct tz_files {
+        uint64_t count, extents, bytes;
+        void *facts;
+        uint64_t *logical, *physical, *length, *flags;
+        uint8_t *attributes;
+        ...;
+    } tz_files;
+    #define TZ_FILES_ATTRIBUTES ...
+    #define TZ_FACTS_SIZE ...
+    int tz_files_read(tz_files **out, const int *descriptors, const char *const *names, uint64_t count,
+                      unsigned options);
+    void tz_files_free(tz_files *files);
     """
 )
 
@@ -39,6 +53,10 @@ ffi.set_source(
     #include <sys/prctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
+
+    #include "tz/files.h"
+
+    enum { TZ_FACTS_SIZE = sizeof(tz_file_facts) };
 
     static int tz_result(int value)
     {
@@ -123,5 +141,12 @@ ffi.set_source(
         free(map);
         return result;
     }
+
+    static int tz_syncfs(int fd)
+    {
+        return tz_result(syncfs(fd));
+    }
     """,
+    include_dirs=["csrc/include"],
+    depends=["csrc/include/tz/common.h", "csrc/include/tz/files.h"],
 )

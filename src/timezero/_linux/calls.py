@@ -31,6 +31,11 @@ def thaw(fd: int) -> None:
     _check(lib.tz_thaw(fd))
 
 
+def syncfs(fd: int) -> None:
+    """Write out the file system that `fd` is on (syncfs(2)). Raises OSError, also for an error of earlier writing."""
+    _check(lib.tz_syncfs(fd))
+
+
 class FileExtent(NamedTuple):
     """A piece of a file that lies in one piece on its device: offsets and length in bytes, FIEMAP_EXTENT_* flags."""
 

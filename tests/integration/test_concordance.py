@@ -1,0 +1,511 @@
+"""The concordance on real file systems: what lies at the mapped places while frozen is what the files hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import resource
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.filesystems import MIB, FileSystem, file_system, run
+from timezero.concordance.freezer import Freezer
+from timezero.concordance.mapping import Concordance, FileMap, map_files
+from timezero.concordance.metadata import Metadata
+from timezero.concordance.selection import Designated, Selection, parse, resolve
+from timezero.errors import TimezeroError, UsageError
+
+KINDS = ("ext4", "xfs")
+TRACK = 16384
+
+
+@pytest.fixture(scope="module")
+def module_root() -> None:
+    if os.geteuid() != 0:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs root: loop devices, mounts, freezing")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def system(
+    module_root: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[FileSystem]:
+    with file_system(request.param, tmp_path_factory.mktemp(request.param)) as system:
+        yield system
+
+
+@pytest.fixture
+def place(system: FileSystem, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory for a test."""
+    place = system.point / request.node.originalname
+    place.mkdir()
+    yield place
+    run("rm", "-rf", place)
+
+
+def designate(system: FileSystem, *patterns: object, read_through: bool = False) -> Designated:
+    return resolve([Selection("data", str(p)) for p in patterns], [system.mount()], read_through=read_through)
+
+
+def content(pattern: str, size: int) -> bytes:
+    return hashlib.shake_128(pattern.encode()).digest(size)
+
+
+class Frozen:
+    """What is found while frozen: the concordance, and the content of every file by it, from the device alone."""
+
+    def __init__(self, system: FileSystem, designated: Designated) -> None:
+        with Freezer([system.point]) as freezer:
+            freezer.sync()
+            freezer.freeze(30)
+            self.concordance: Concordance = map_files(designated)
+            # The backing file, not the device: nothing that the kernel keeps for the device can help.
+            self.files = {
+                file.dataset.path: read_physically(system.image, file)
+                for file in self.concordance
+                if file.size < 1 << 30
+            }
+            freezer.thaw()
+
+    def map_of(self, path: Path) -> FileMap:
+        return next(file for file in self.concordance if file.dataset.path == str(path))
+
+
+def extents(file: FileMap) -> list[tuple[int, int, int]]:
+    return list(zip(file.logical.tolist(), file.physical.tolist(), file.length.tolist(), strict=True))
+
+
+def read_physically(image: Path, file: FileMap) -> bytes:
+    found = bytearray(file.size)
+    assert (np.diff(file.logical.astype(np.int64)) > 0).all()
+    assert (file.logical[1:] >= file.logical[:-1] + file.length[:-1]).all()
+    descriptor = os.open(image, os.O_RDONLY | os.O_DIRECT)
+    try:
+        for logical, physical, length in zip(
+            *(c.tolist() for c in (file.logical, file.physical, file.length)), strict=True
+        ):
+            with mmap.mmap(-1, length) as memory:
+                assert os.preadv(descriptor, [memory], physical) == length
+                found[logical : logical + length] = memory[: max(0, min(length, file.size - logical))]
+    finally:
+        os.close(descriptor)
+    assert len(found) == file.size
+    return bytes(found)
+
+
+def test_files_equal_what_lies_at_the_mapped_places(system: FileSystem, place: Path) -> None:
+    sieve, holes, unwritten, tail = (place / name for name in ("sieve", "holes", "unwritten", "tail"))
+    with sieve.open("wb") as file:  # fragments
+        for number in range(300):
+            file.seek(number * 12288)
+            file.write(content(f"sieve {number}", 4096))
+    with holes.open("wb") as file:
+        file.write(content("begin", 5000))
+        file.seek(3 * MIB + 1234)
+        file.write(content("middle", 70_000))
+        file.truncate(8 * MIB + 17)
+    with unwritten.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * MIB)
+        file.seek(MIB)
+        file.write(content("in the middle of what is preallocated", 100_000))
+    tail.write_bytes(content("tail", 2 * MIB + 1))
+    preallocated = place / "preallocated"
+    with preallocated.open("wb") as file:
+        file.write(content("short", 10_000))
+        file.flush()
+        run("fallocate", "--keep-size", "--length", str(4 * MIB), preallocated)
+    (place / "small").write_bytes(b"x")
+    (place / "empty").touch()
+    expected = {str(path): path.read_bytes() for path in place.iterdir()}
+
+    with designate(system, place) as designated:
+        assert [d.name for d in designated] == sorted(f"data:{path}" for path in expected)
+        frozen = Frozen(system, designated)
+    assert frozen.files == expected
+    assert int(frozen.map_of(preallocated).length.sum()) == 12288
+    assert int(frozen.map_of(unwritten).length.sum()) < 300_000
+    assert int(frozen.map_of(holes).length.sum()) < MIB
+    assert len(frozen.map_of(place / "empty").logical) == 0
+
+
+def test_data_that_is_dirty_or_mapped_when_it_is_frozen(system: FileSystem, place: Path) -> None:
+    """Nothing is synced beforehand but by freezing itself: delayed allocation, and pages that a mapping has dirtied."""
+    (place / "mapped").write_bytes(bytes(MIB))
+    with (place / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), MIB) as memory:
+        (place / "new").write_bytes(content("new", 3 * MIB))
+        memory[:] = content("mapped", MIB)
+        with designate(system, place) as designated, Freezer([system.point]) as freezer:
+            freezer.freeze(30)
+            found = {f.dataset.path: read_physically(system.image, f) for f in map_files(designated)}
+            freezer.thaw()
+    assert found == {str(place / "new"): content("new", 3 * MIB), str(place / "mapped"): content("mapped", MIB)}
+
+
+def test_domain_is_the_tracks_of_the_files(system: FileSystem, place: Path) -> None:
+    for number in range(50):
+        (place / f"{number}").write_bytes(content(f"{number}", 1 + number * 3000))
+    with designate(system, place) as designated:
+        concordance = Frozen(system, designated).concordance
+    tracks = system.image.stat().st_size // TRACK
+    domain = concordance.domain("data", TRACK, tracks)
+    expected = set()
+    for file in concordance:
+        for _, physical, length in extents(file):
+            expected |= set(range(physical // TRACK, (physical + length - 1) // TRACK + 1))
+    assert set(domain.positions().tolist()) == expected
+    assert concordance.domain("another", TRACK, tracks).count() == 0
+    with pytest.raises(TimezeroError, match="past its end"):
+        concordance.domain("data", TRACK, min(expected))
+
+
+def test_renamed_deleted_and_replaced_after_selection(system: FileSystem, place: Path) -> None:
+    for name in ("kept", "renamed", "deleted", "replaced", "linked over"):
+        (place / name).write_bytes(content(name, 20_000))
+    with designate(system, place) as designated:
+        (place / "renamed").rename(place / "elsewhere")
+        (place / "deleted").unlink()
+        (place / "fresh").write_bytes(content("fresh", 30_000))
+        (place / "fresh").rename(place / "replaced")
+        (place / "linked over").unlink()
+        (place / "linked over").symlink_to("kept")
+        with (place / "kept").open("ab") as file:
+            file.write(b"and more")
+        frozen = Frozen(system, designated)
+        assert len(designated) == 2
+    assert frozen.files == {
+        str(place / "kept"): content("kept", 20_000) + b"and more",
+        str(place / "replaced"): content("fresh", 30_000),
+    }
+    assert frozen.concordance.gone == [f"data:{place / name}" for name in ("deleted", "linked over", "renamed")]
+
+
+def test_a_whole_directory_replaced_after_selection(system: FileSystem, place: Path) -> None:
+    """No file of it was touched, and yet its names mean others."""
+    (place / "current").mkdir()
+    (place / "current" / "file").write_bytes(b"old")
+    with designate(system, place / "current") as designated:
+        (place / "current").rename(place / "before")
+        (place / "current").mkdir()
+        (place / "current" / "file").write_bytes(b"new")
+        frozen = Frozen(system, designated)
+    assert frozen.files == {str(place / "current" / "file"): b"new"}
+
+
+def test_a_sparse_file_of_100_gib(system: FileSystem, place: Path) -> None:
+    sparse = place / "sparse"
+    pieces = {0: b"first", 50 << 30: b"middle", (100 << 30) - 4: b"last"}
+    with sparse.open("wb") as file:
+        for offset, piece in pieces.items():
+            file.seek(offset)
+            file.write(piece)
+    with designate(system, sparse) as designated, Freezer([system.point]) as freezer:
+        freezer.freeze(30)
+        [file_map] = map_files(designated)
+        freezer.thaw()
+    assert file_map.size == 100 << 30
+    assert file_map.logical.tolist() == [0, 50 << 30, (100 << 30) - 4096]
+    with system.image.open("rb") as image:
+        for (offset, piece), start, physical in zip(
+            pieces.items(), file_map.logical.tolist(), file_map.physical.tolist(), strict=True
+        ):
+            image.seek(physical + offset - start)
+            assert image.read(len(piece)) == piece
+
+
+def test_offset_of_the_mount_is_added(system: FileSystem, place: Path) -> None:
+    (place / "file").write_bytes(b"x")
+    with designate(system, place) as designated:
+        [here] = Frozen(system, designated).concordance
+    system.start = MIB
+    try:
+        with designate(system, place) as designated, Freezer([system.point]) as freezer:
+            freezer.freeze(30)
+            [there] = map_files(designated)
+            freezer.thaw()
+    finally:
+        system.start = 0
+    assert (there.physical - here.physical).tolist() == [MIB]
+
+
+def test_xfs_reflinks_are_read_where_they_are_shared(system: FileSystem, place: Path) -> None:
+    if system.kind != "xfs":
+        pytest.skip("ext4 shares no extents")
+    (place / "original").write_bytes(content("original", MIB))
+    run("cp", "--reflink=always", place / "original", place / "copy")
+    with (place / "copy").open("r+b") as file:
+        file.seek(65536)
+        file.write(content("changed", 4096))
+    expected = {str(path): path.read_bytes() for path in place.iterdir()}
+    with designate(system, place) as designated:
+        frozen = Frozen(system, designated)
+    assert frozen.files == expected
+    shared = set(frozen.map_of(place / "original").physical.tolist()) & set(
+        frozen.map_of(place / "copy").physical.tolist()
+    )
+    assert shared
+    assert frozen.concordance.domain("data", TRACK, 1 << 16).count() < 2 * MIB // TRACK
+
+
+def test_metadata_is_that_of_t0_and_can_be_given_to_another(system: FileSystem, place: Path) -> None:
+    file = place / "file"
+    file.write_bytes(b"content")
+    os.chown(file, 12345, 54321)
+    file.chmod(0o4750)
+    attributes = {"user.note": b"\0binary\xff", "trusted.note": b"t", "security.note": b"s"}
+    # user::rw- group::r-- mask::r-- other::--- and user 4711:r--, as the kernel has it.
+    acl = b"\x02\0\0\0" + b"".join(
+        tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + who.to_bytes(4, "little")
+        for tag, perm, who in [
+            (1, 6, 2**32 - 1),
+            (2, 4, 4711),
+            (4, 4, 2**32 - 1),
+            (16, 4, 2**32 - 1),
+            (32, 0, 2**32 - 1),
+        ]
+    )
+    # Capabilities of revision 2: cap_net_raw, permitted and effective.
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+    attributes |= {"system.posix_acl_access": acl, "security.capability": capability}
+    for name, value in attributes.items():
+        os.setxattr(file, name, value)
+    os.utime(file, ns=(1_000_000_000_000_000_001, 1_500_000_000_123_456_789))
+    with designate(system, file) as designated:
+        [file_map] = Frozen(system, designated).concordance
+    metadata = file_map.metadata
+    assert metadata.xattrs == attributes
+    assert (metadata.uid, metadata.gid) == (12345, 54321)
+    assert metadata.mode == os.stat(file).st_mode & 0o7777
+    assert metadata.mtime_ns == 1_500_000_000_123_456_789
+    assert metadata.atime_ns == 1_000_000_000_000_000_001
+    assert Metadata.from_json(metadata.to_json()) == metadata
+
+    with (place / "other").open("w+b") as other:
+        other.write(b"content")
+        other.flush()
+        assert metadata.apply(other.fileno()) == []
+        assert Metadata.of(other.fileno()) == metadata
+
+
+def test_thousands_of_files_and_of_extents(system: FileSystem, place: Path) -> None:
+    """More files than the usual number of descriptors, more extents than one call gives."""
+    for number in range(3000):
+        (place / f"{number:04}").write_bytes(b"%d" % number)
+    with (place / "sieve").open("wb") as file:
+        for number in range(9000):
+            file.seek(number * 8192)
+            file.write(b"%08d" % number)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        with designate(system, place) as designated:
+            frozen = Frozen(system, designated)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(frozen.files) == 3001
+    assert len(frozen.map_of(place / "sieve").logical) == 9000
+    assert all(frozen.files[str(place / f"{n:04}")] == b"%d" % n for n in range(3000))
+    sieve = frozen.files[str(place / "sieve")]
+    assert all(sieve[n * 8192 : n * 8192 + 8] == b"%08d" % n for n in range(9000))
+
+
+# ---- refused ----
+
+
+def test_inline_data_is_refused_by_name(root: None, tmp_path: Path) -> None:
+    with file_system("ext4", tmp_path, "-O", "inline_data", size=64 * MIB) as system:
+        (system.point / "inline").write_bytes(b"small")
+        (system.point / "ordinary").write_bytes(bytes(100_000))
+        os.sync()
+        with pytest.raises(UsageError, match="inline: its data lies within its inode"):
+            designate(system, system.point / "*")
+        with designate(system, system.point / "*", read_through=True) as designated:
+            assert [(d.path.rpartition("/")[2], d.problem is None) for d in designated] == [
+                ("inline", False),
+                ("ordinary", True),
+            ]
+            with pytest.raises(ValueError, match="read through"):
+                map_files(designated)
+
+
+def test_a_file_that_becomes_inline_after_selection_is_no_t0(root: None, tmp_path: Path) -> None:
+    with file_system("ext4", tmp_path, "-O", "inline_data", size=64 * MIB) as system:
+        (system.point / "file").write_bytes(bytes(100_000))
+        os.sync()
+        with designate(system, system.point / "file") as designated:
+            (system.point / "new").write_bytes(b"small")
+            (system.point / "new").rename(system.point / "file")
+            with Freezer([system.point]) as freezer:
+                freezer.freeze(30)
+                with pytest.raises(TimezeroError, match=r"no T0: data:.*file: its data lies within its inode"):
+                    map_files(designated)
+
+
+def test_btrfs_is_refused_by_name(root: None, tmp_path: Path) -> None:
+    with file_system("btrfs", tmp_path, size=256 * MIB) as system:
+        (system.point / "file").write_bytes(bytes(100_000))
+        with pytest.raises(UsageError, match="file: btrfs: what it calls physical"):
+            designate(system, system.point / "file")
+        with designate(system, system.point / "file", read_through=True) as designated:
+            assert designated[0].problem is not None
+
+
+# ---- selection ----
+
+
+def names(system: FileSystem, place: Path, *patterns: str) -> list[str]:
+    with designate(system, *(place / pattern for pattern in patterns)) as designated:
+        return [str(Path(dataset.path).relative_to(place)) for dataset in designated]
+
+
+@pytest.fixture
+def tree(place: Path) -> Path:
+    for path in ("a.ibd", ".hidden.ibd", "b.txt", "d/c.ibd", "d/e/f.ibd", "d/e/.g", "[x].ibd", "x.ibd"):
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_text(path)
+    return place
+
+
+def test_patterns(system: FileSystem, tree: Path) -> None:
+    everything = sorted(["a.ibd", ".hidden.ibd", "b.txt", "d/c.ibd", "d/e/f.ibd", "d/e/.g", "[x].ibd", "x.ibd"])
+    assert names(system, tree, "a.ibd") == ["a.ibd"]
+    assert names(system, tree, "*.ibd") == [".hidden.ibd", "[x].ibd", "a.ibd", "x.ibd"]
+    assert names(system, tree, "?.ibd") == ["a.ibd", "x.ibd"]
+    assert names(system, tree, "[ab].*") == ["a.ibd", "b.txt"]
+    assert names(system, tree, "[x].ibd") == ["[x].ibd", "x.ibd"]
+    assert names(system, tree, "**/*.ibd") == [".hidden.ibd", "[x].ibd", "a.ibd", "d/c.ibd", "d/e/f.ibd", "x.ibd"]
+    assert names(system, tree, "d/**/e/*") == ["d/e/.g", "d/e/f.ibd"]
+    assert names(system, tree, "d*") == ["d/c.ibd", "d/e/.g", "d/e/f.ibd"]
+    assert names(system, tree, "") == names(system, tree, "**") == names(system, tree, "*") == everything
+    assert names(system, tree, "d", "d/c.ibd", "a.ibd") == ["a.ibd", "d/c.ibd", "d/e/.g", "d/e/f.ibd"]
+    for nothing in ("nothing", "*.none", "d/**/none"):
+        with pytest.raises(UsageError, match="nothing is there"):
+            names(system, tree, "a.ibd", nothing)
+
+
+def test_links_are_taken_when_named_and_skipped_when_met(system: FileSystem, tree: Path) -> None:
+    (tree / "link").symlink_to("a.ibd")
+    (tree / "d" / "inner").symlink_to("c.ibd")
+    (tree / "directory").symlink_to("d")
+    (tree / "dangling").symlink_to("nothing")
+    (tree / "outside").symlink_to("/etc/hostname")
+    assert names(system, tree, "link") == ["a.ibd"]
+    assert names(system, tree, "directory") == names(system, tree, "d")
+    assert names(system, tree, "directory/*.ibd") == ["d/c.ibd"]
+    with designate(system, tree / "d") as designated:
+        assert designated.skipped == {f"data:{tree}/d/inner": "a symbolic link"}
+    with designate(system, tree / "l*", tree / "directory*", tree / "a*") as designated:
+        assert [dataset.name for dataset in designated] == [f"data:{tree}/a.ibd"]
+        assert designated.skipped == {f"data:{tree}/directory": "a symbolic link to a directory"}
+    with pytest.raises(UsageError, match="outside: it is not on the file system that is mounted at"):
+        designate(system, tree / "outside")
+    with pytest.raises(UsageError, match=os.strerror(errno.ENOENT)):
+        designate(system, tree / "dangling")
+    with pytest.raises(UsageError, match="nothing but what is skipped"):
+        designate(system, tree / "outsid*")
+
+
+def test_special_files_and_other_file_systems_are_not_entered(system: FileSystem, tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tree / "d" / "pipe")
+    (tree / "d" / "mounted").mkdir()
+    with ExitStack() as stack:
+        run("mount", "-t", "tmpfs", "tmpfs", tree / "d" / "mounted")
+        stack.callback(run, "umount", tree / "d" / "mounted")
+        (tree / "d" / "mounted" / "file").touch()
+        with designate(system, tree / "d") as designated:
+            assert len(designated) == 3
+            assert designated.skipped == {
+                f"data:{tree}/d/mounted": "another file system",
+                f"data:{tree}/d/pipe": "neither a regular file nor a directory",
+            }
+        with pytest.raises(UsageError, match="not on the file system"):
+            designate(system, tree / "d" / "mounted" / "file")
+        with designate(system, tree / "d" / "mounted" / "file", read_through=True) as designated:
+            assert designated[0].problem == "it is on another file system than its volume's"
+    with pytest.raises(UsageError, match="neither a regular file"):
+        designate(system, tree / "d" / "pipe")
+
+
+def test_hard_links_are_one_dataset(system: FileSystem, tree: Path) -> None:
+    os.link(tree / "x.ibd", tree / "d" / "same")
+    with designate(system, tree) as designated:
+        assert f"data:{tree}/d/same" in [dataset.name for dataset in designated]
+        assert designated.aliases == {f"data:{tree}/x.ibd": f"data:{tree}/d/same"}
+
+
+def test_a_bind_mount_shows_the_same_files(system: FileSystem, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "bound").mkdir()
+    run("mount", "--bind", tree / "d", tmp_path / "bound")
+    try:
+        with designate(system, tmp_path / "bound") as designated:
+            assert len(designated) == 3
+        with designate(system, tmp_path / "bound", tree / "d") as designated:
+            assert len(designated) == 3
+            assert len(designated.aliases) == 3
+    finally:
+        run("umount", tmp_path / "bound")
+
+
+def test_names_that_are_no_text(system: FileSystem, place: Path) -> None:
+    raw = os.fsencode(place) + b"/\xff\xfe name\n"
+    with open(raw, "wb") as file:
+        file.write(b"x")
+    with designate(system, place) as designated:
+        assert [os.fsencode(dataset.name) for dataset in designated] == [b"data:" + raw]
+        assert Frozen(system, designated).files == {os.fsdecode(raw): b"x"}
+
+
+def test_descriptors_are_closed_when_files_are_refused(system: FileSystem, tree: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UsageError):
+        designate(system, tree / "d", tree / "nothing")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_selections_are_parsed() -> None:
+    assert parse("data:/srv/db/*.ibd") == Selection("data", "/srv/db/*.ibd")
+    for text in ("data", "data:relative", ":/path", "da ta:/x", "data:/a/../b", "data:/nul\0"):
+        with pytest.raises(UsageError):
+            parse(text)
+    with pytest.raises(UsageError, match="--mount other=PATH"):
+        resolve([Selection("other", "/x")], [])
+
+
+def test_access_times_are_left_alone(system: FileSystem, tree: Path) -> None:
+    os.utime(tree / "a.ibd", ns=(1, 10**18))
+    with designate(system, tree / "a.ibd") as designated:
+        Frozen(system, designated)
+    assert (tree / "a.ibd").stat().st_atime_ns == 1
+
+
+def test_an_immutable_file(system: FileSystem, place: Path) -> None:
+    (place / "immutable").write_bytes(content("immutable", 5000))
+    run("chattr", "+i", place / "immutable")
+    try:
+        with designate(system, place) as designated:
+            assert Frozen(system, designated).files == {str(place / "immutable"): content("immutable", 5000)}
+    finally:
+        run("chattr", "-i", place / "immutable")
+
+
+def test_the_file_systems_of_two_volumes(root: None, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        systems = [stack.enter_context(file_system(kind, tmp_path)) for kind in KINDS]
+        for system in systems:
+            (system.point / "file").write_bytes(content(system.kind, 50_000))
+        mounts = [system.mount(system.kind) for system in systems]
+        with resolve([Selection(s.kind, f"{s.point}/file") for s in systems], mounts) as designated:
+            with Freezer([s.point for s in systems]) as freezer:
+                freezer.freeze(30)
+                concordance = map_files(designated)
+                found = [read_physically(s.image, file) for s, file in zip(systems, concordance, strict=True)]
+                freezer.thaw()
+            assert found == [content(kind, 50_000) for kind in KINDS]
+            for file in concordance:
+                own = {int(p) // TRACK for p in file.physical}
+                assert own <= set(concordance.domain(file.dataset.volume, TRACK, 1 << 16).positions().tolist())
