@@ -57,6 +57,7 @@ def _session(options: Any) -> SessionOptions:
 
 def _backup(options: Any, output: Output) -> int:
     from timezero.jobs.backup import PartialBackupError, backup
+    from timezero.jobs.options import FileOptions
 
     try:
         result = backup(
@@ -65,6 +66,7 @@ def _backup(options: Any, output: Output) -> int:
             fuzzy=options.fuzzy,
             chunk_size=options.chunk_size,
             session=_session(options),
+            files=FileOptions(tuple(options.mount), options.read_through),
             mover=_mover(options),
             progress=output.progress(),
         )
@@ -74,6 +76,8 @@ def _backup(options: Any, output: Output) -> int:
         raise
     for name, doubts in result.doubts.items():
         output.line(f"timezero: {name}: fuzzy: {doubts[0]}")
+    for name in result.gone:
+        output.line(f"timezero: {name}: was not there any more at T0")
     output.result(result.to_json, lambda: _manifest_text(result.manifest))
     return 0
 

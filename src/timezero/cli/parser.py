@@ -173,13 +173,33 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(parser=parser)
 
 
+def _files(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("files on served volumes")
+    group.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="where the file system of a volume is mounted (default: it is looked for)",
+    )
+    group.add_argument(
+        "--read-through",
+        action="store_true",
+        help="copy files that cannot be read from their volume through the file system, after T0, and record it",
+    )
+
+
 def _backup(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument(
-        "datasets", nargs="+", metavar="DATASET", help="NAME of a served volume, PATH of a file or device, or NAME=PATH"
+        "datasets",
+        nargs="+",
+        metavar="DATASET",
+        help="NAME of a served volume; NAME:/PATH or NAME:/PATTERN, files on it; PATH of a file or device, or NAME=PATH",
     )
     _source(parser)
     _session(parser)
+    _files(parser)
     _mover(parser)
 
 

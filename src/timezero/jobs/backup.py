@@ -23,23 +23,26 @@ from timezero._version import __version__
 from timezero.errors import PartialError, TimezeroError, UsageError
 from timezero.jobs import moving, options, targets
 from timezero.jobs.at_rest import AtRest
-from timezero.jobs.datasets import Designated, designate_all
+from timezero.jobs.datasets import Designated, designate_all, split_files
 from timezero.jobs.moving import Moving, Transfer
-from timezero.jobs.options import MoverOptions, SessionOptions
+from timezero.jobs.options import FileOptions, MoverOptions, SessionOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.serving import Served
-from timezero.repository import DatasetRecord, FailureRecord, IndexHeader, Manifest, PointWriter, Repository
+from timezero.repository import DatasetRecord, FailureRecord, FileRecord, IndexHeader, Manifest, PointWriter, Repository
 from timezero.repository.store import CHUNK_DEFAULT, TRACK_DEFAULT, check_usable
 from timezero.units import format_instant
 
 if TYPE_CHECKING:
     from timezero._native.mover import PackWriter
+    from timezero.jobs.files import FileAtT0, Files
 
 
 class BackupResult(NamedTuple):
     """A committed recovery point.
 
-    seconds: from the first chunk to the commit. hooks: of each by its text, microseconds of its steps.
+    seconds: from the first chunk to the commit. hooks: of each by its text, microseconds of its steps. Of designated
+    files: gone: names that nothing had any more at T0; aliases: {other name of a dataset: the dataset}; skipped: {name:
+    why}, links and special files that a pattern or directory met.
     """
 
     repository: str
@@ -48,6 +51,9 @@ class BackupResult(NamedTuple):
     seconds: float
     doubts: dict[str, list[str]]
     hooks: Mapping[str, dict[str, int]] = MappingProxyType({})
+    gone: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = MappingProxyType({})
+    skipped: Mapping[str, str] = MappingProxyType({})
 
     @property
     def id(self) -> str:
@@ -64,6 +70,9 @@ class BackupResult(NamedTuple):
             "seconds": self.seconds,
             "doubts": self.doubts,
             "hooks": dict(self.hooks),
+            "gone": list(self.gone),
+            "aliases": dict(self.aliases),
+            "skipped": dict(self.skipped),
         }
 
 
@@ -84,13 +93,14 @@ def backup(
     fuzzy: bool = False,
     chunk_size: int | None = None,
     session: SessionOptions | None = None,
+    files: FileOptions | None = None,
     mover: MoverOptions | None = None,
     progress: ProgressCallback | None = None,
 ) -> BackupResult:
-    """Back up datasets, the served volumes among them with one T0.
+    """Back up datasets, the served volumes among them, and files on them, with one T0.
 
-    repository: its directory; made on first use when missing or empty. datasets: names of served volumes, paths of
-    files and devices at rest, NAME=PATH. fuzzy: take sources at rest that change meanwhile. chunk_size: bytes, None
+    repository: its directory; made on first use when missing or empty. datasets: names of served volumes, VOLUME:/path
+    and VOLUME:/pattern for files on their file systems, paths of files and devices at rest, NAME=PATH. fuzzy: take sources at rest that change meanwhile. chunk_size: bytes, None
     for the repository's. Raises PartialBackupError when a part of the datasets was committed, TimezeroError and its
     kinds when nothing was.
     """
@@ -98,11 +108,19 @@ def backup(
     if chunk_size is None:
         chunk_size = _chunk_size(repository, session.track_size or 4096)
     options.check_sizes(session.track_size or 4096, chunk_size)
-    designated = designate_all(datasets)
-    session.check_quiesce(served=any(dataset.path is None for dataset in designated))
+    if not datasets:
+        raise UsageError("no dataset was named")
+    texts, selections = split_files(datasets)
+    designated = designate_all(texts)
+    session.check_quiesce(served=bool(selections) or any(dataset.path is None for dataset in designated))
     check_usable(repository)
     with ExitStack() as stack:
-        return _Backup(stack, repository, designated, chunk_size, session, mover, fuzzy).run(progress)
+        chosen = None
+        if selections:
+            from timezero.jobs.files import Files
+
+            chosen = stack.enter_context(Files(selections, session, files or FileOptions()))
+        return _Backup(stack, repository, designated, chosen, chunk_size, session, mover, fuzzy).run(progress)
 
 
 def _chunk_size(path: str, track_size: int) -> int:
@@ -119,6 +137,7 @@ class _Backup:
         stack: ExitStack,
         path: str,
         designated: Sequence[Designated],
+        files: Files | None,
         chunk_size: int,
         session: SessionOptions,
         mover: MoverOptions,
@@ -126,6 +145,8 @@ class _Backup:
     ) -> None:
         self._stack = stack
         self._designated = designated
+        self._files = files
+        self._at_t0: dict[str, FileAtT0] = {}
         self._chunk_size = chunk_size
         self._session = session
         self._mover = mover
@@ -150,16 +171,24 @@ class _Backup:
                 raise UsageError(f"{dataset.path}: is the same as {seen[source.identity]}: name it once")
             seen[source.identity] = dataset.path
         volumes = [dataset.name for dataset in self._designated if dataset.path is None]
-        if volumes:
-            self.served = self._stack.enter_context(Served(volumes, self._session))
+        in_part = self._files.volumes if self._files else []
+        for volume in in_part:
+            if volume in volumes:
+                raise UsageError(f"volume {volume} is designated whole, and files on it are in it: name one or the other")
+        if volumes or in_part:
+            self.served = self._stack.enter_context(Served([*volumes, *in_part], self._session, domain=in_part))
+        if self._files and self.served:
+            self._files.verify(self.served)
 
     def _sizes(self) -> list[int]:
         found = [source.size for source in self.at_rest.values()]
-        return found + [self.served.size(d.name) for d in self._designated if self.served and d.path is None]
+        found += [self.served.size(d.name) for d in self._designated if self.served and d.path is None]
+        return found + ([self._files.sizes()] if self._files else [])
 
     def _identities(self) -> list[tuple[str, str, Identity]]:
         found = [(name, os.path.abspath(source.path), source.identity) for name, source in self.at_rest.items()]
-        return found + (self.served.identities() if self.served else [])
+        found += self.served.identities() if self.served else []
+        return found + (self._files.identities() if self._files else [])
 
     def run(self, progress: ProgressCallback | None) -> BackupResult:
         """From the new id to the commit."""
@@ -173,10 +202,11 @@ class _Backup:
         self._stack.callback(packs.close)
         machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
-        self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
         begin = time.monotonic()
         if self.served:
-            self.served.suspend()
+            self.served.suspend(self._files)
+        transfers |= self._add_files(machine, packs)
+        self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
         t0_ns = self.served.t0_ns if self.served else time.time_ns()
         machine.run(self._watch)
         self._judge(transfers)
@@ -184,7 +214,17 @@ class _Backup:
         manifest = self._commit(writer, packs, machine, transfers, started_ns, t0_ns)
         doubts = {name: source.doubts for name, source in self.at_rest.items() if source.doubts}
         hooks = self.served.hooks if self.served else {}
-        result = BackupResult(self._repository.path, manifest, machine.engine, time.monotonic() - begin, doubts, hooks)
+        result = BackupResult(
+            self._repository.path,
+            manifest,
+            machine.engine,
+            time.monotonic() - begin,
+            doubts,
+            hooks,
+            gone=tuple(self._files.gone) if self._files else (),
+            aliases=self._files.aliases if self._files else {},
+            skipped=self._files.skipped if self._files else {},
+        )
         if manifest.failed:
             raise PartialBackupError(result)
         return result
@@ -201,6 +241,22 @@ class _Backup:
                 source = Source.file(at_rest.fd, at_rest.size)
         return machine.add(dataset.name, source, Sink.packs(packs), target=self._repository.path, index=True)
 
+    def _add_files(self, machine: Moving, packs: PackWriter) -> dict[str, Transfer]:
+        """The files as they were at T0: how large they are is not known before."""
+        from timezero._native.mover import Sink
+
+        transfers: dict[str, Transfer] = {}
+        if self._files is None:
+            return transfers
+        for found, source in self._files.at_t0(self.served):
+            self._at_t0[found.name] = found
+            transfers[found.name] = machine.add(
+                found.name, source, Sink.packs(packs), target=self._repository.path, index=True
+            )
+        if not transfers and not self._designated:
+            raise TimezeroError("none of the designated files was there any more at T0: nothing was committed")
+        return transfers
+
     def _watch(self, done: int) -> None:
         for name, source in self.at_rest.items():
             if name not in self.failed:
@@ -215,7 +271,7 @@ class _Backup:
 
     def _fail(self, name: str, error: TimezeroError) -> None:
         self.failed[name] = error
-        if len(self.failed) == len(self._designated):
+        if len(self.failed) == len(self._designated) + len(self._at_t0):
             raise error
 
     def _judge(self, transfers: dict[str, Transfer]) -> None:
@@ -223,7 +279,8 @@ class _Backup:
         moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal])
         if self.served:
             # a volume that could not be read goes on being guarded to the end, and may be punctured for it, alone
-            self.served.end([name for name, t in transfers.items() if name not in self.at_rest and t.error()])
+            volumes = [dataset.name for dataset in self._designated if dataset.path is None]
+            self.served.end([name for name in volumes if transfers[name].error()])
         for name, transfer in transfers.items():
             if name in self.failed:
                 continue
@@ -249,6 +306,10 @@ class _Backup:
                 self._record(writer, machine, dataset, transfers[dataset.name])
                 for dataset in self._designated
                 if dataset.name not in self.failed
+            ) + tuple(
+                self._file_record(writer, machine, found, transfers[name])
+                for name, found in self._at_t0.items()
+                if name not in self.failed
             )
             manifest = Manifest(
                 id=writer.id,
@@ -288,6 +349,23 @@ class _Backup:
             sidefile_high_water_bytes=gate["high_water"] * gate["track_size"] if gate else 0,
             counts=transfer.counts,
             session=gate,
+        )
+
+    def _file_record(self, writer: PointWriter, machine: Moving, found: FileAtT0, transfer: Transfer) -> DatasetRecord:
+        """Gate and session are those of its volume: they are in the result, and not told again with every file."""
+        offset, digest = writer.gather_index(IndexHeader(self._chunk_size, found.size), machine.index(transfer))
+        counts = transfer.counts
+        return DatasetRecord(
+            name=found.name,
+            source=found.path,
+            method_requested="session",
+            method_used=found.method,
+            size=found.size,
+            chunk_size=self._chunk_size,
+            digest=digest,
+            counts=counts,
+            inode=FileRecord(found.volume, counts["bytes_read"], found.metadata),
+            index_offset=offset,
         )
 
     def _source_path(self, volume: str) -> str:

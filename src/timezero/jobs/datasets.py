@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from timezero.errors import UsageError
 from timezero.repository.names import dataset_name_problem
+
+if TYPE_CHECKING:
+    from timezero.concordance.selection import Selection
 
 
 class Designated(NamedTuple):
@@ -37,10 +40,21 @@ def designate(text: str) -> Designated:
     return Designated(name, path)
 
 
+def split_files(texts: Sequence[str]) -> tuple[list[str], list[Selection]]:
+    """Texts that mean files on served volumes, VOLUME:/path, apart from the rest. Raises UsageError.
+
+    A text that is also a path means the path.
+    """
+    if not any(":/" in text for text in texts):
+        return list(texts), []
+    from timezero.concordance import selection
+
+    files = [text for text in texts if selection.is_selection(text) and not os.path.lexists(text)]
+    return [text for text in texts if text not in files], [selection.parse(text) for text in files]
+
+
 def designate_all(texts: Sequence[str]) -> list[Designated]:
     """The datasets that `texts` mean, each name once. Raises UsageError."""
-    if not texts:
-        raise UsageError("no dataset was named")
     found = [designate(text) for text in texts]
     names = [dataset.name for dataset in found]
     for name in names:

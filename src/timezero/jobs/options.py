@@ -101,6 +101,15 @@ class SessionOptions(NamedTuple):
         return list(dict.fromkeys(named or [default_control()]))
 
 
+class FileOptions(NamedTuple):
+    """Datasets that are files. mounts: NAME=PATH, where the file system of a volume is mounted; read_through: copy what
+    cannot be read from its volume through its file system, after T0.
+    """
+
+    mounts: tuple[str, ...] = ()
+    read_through: bool = False
+
+
 def check_sizes(track_size: int, chunk_size: int) -> None:
     """Tracks are a power of two from 4 KiB to 1 MiB, chunks one from the track size to 16 MiB. Raises UsageError."""
     if not 4096 <= track_size <= 1 << 20 or track_size & (track_size - 1):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from timezero._linux.stack import Identity, identity_of
@@ -16,9 +17,13 @@ from timezero.jobs.moving import in_words
 from timezero.jobs.options import SessionOptions
 
 if TYPE_CHECKING:
-    from timezero._native.mover import Source
+    from timezero._native.bitmap import Bitmap
+    from timezero._native.mover import SessionView, Source
+    from timezero.jobs.files import Files
     from timezero.quiesce import Quiesced
 
+
+_DOMAIN_PIECE = 256 << 10  # bytes of a domain written at once
 
 _NONSENSE = "the storage subsystem's answer makes no sense: is it of this version?"
 
@@ -29,8 +34,11 @@ class Served:
     A context manager: leaving it before `end` cancels the session.
     """
 
-    def __init__(self, volumes: Sequence[str], options: SessionOptions) -> None:
-        """Prepare: everything is allocated, the application notices nothing."""
+    def __init__(self, volumes: Sequence[str], options: SessionOptions, *, domain: Sequence[str] = ()) -> None:
+        """Prepare: everything is allocated, the application notices nothing.
+
+        domain: those of the volumes of which only some tracks are designated, by `set_domain`.
+        """
         from timezero import quiesce, session
 
         self._options = options
@@ -42,7 +50,9 @@ class Served:
             track_size=options.track_size,
             memory_bytes=options.memory_bytes,
             file_bytes=options.file_bytes,
+            **({"domain": list(domain)} if domain else {}),
         )
+        self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
         self.track_size = options.track_size or self._ask_track_size()
         self.suspension: dict[str, int] = {}
@@ -70,6 +80,42 @@ class Served:
         with in_words(volume):
             return Source.session(self._parts[volume].handles)
 
+    def view(self, volume: str) -> SessionView:
+        """What all sources of files on a volume share."""
+        from timezero._native.mover import SessionView
+
+        if volume not in self._views:
+            with in_words(volume):
+                self._views[volume] = SessionView(self._parts[volume].handles)
+        return self._views[volume]
+
+    def set_domain(self, volume: str, tracks: Bitmap) -> None:
+        """Designate the tracks of a volume; before `suspend`'s gates close."""
+        descriptor = self._parts[volume].domain_fd
+        words = memoryview(tracks.words).cast("B")
+        at = tracks.next_set()
+        while at is not None:  # what has no track in it is zero already, and may be gigabytes
+            begin = at // 8 // _DOMAIN_PIECE * _DOMAIN_PIECE
+            piece = words[begin : begin + _DOMAIN_PIECE]
+            if os.pwrite(descriptor, piece, begin) != len(piece):
+                raise TimezeroError(f"{volume}: its domain cannot be told to the storage subsystem")
+            at = tracks.next_set((begin + len(piece)) * 8)
+        self._group.set_domain(volume)
+
+    def reader(self, volume: str) -> Callable[[int, int], bytes]:
+        """Reads `length` bytes of a volume from `offset` on, as they are now, in its own cache mode."""
+        descriptor = self._parts[volume].handles["volume_fd"]
+
+        def read(offset: int, length: int) -> bytes:
+            import mmap
+
+            skip = offset % mmap.PAGESIZE
+            with mmap.mmap(-1, -(-(skip + length) // mmap.PAGESIZE) * mmap.PAGESIZE) as memory:
+                got = os.preadv(descriptor, [memory], offset - skip)
+                return bytes(memory[skip : min(got, skip + length)])
+
+        return read
+
     def identities(self) -> list[tuple[str, str, Identity]]:
         """(name, path, identity) of every volume, as far as its path can be looked at from here."""
         found = []
@@ -80,13 +126,14 @@ class Served:
                 continue
         return found
 
-    def suspend(self) -> None:
-        """Secure T0. Raises DeadlineError, TimezeroError of a hook; the application runs on either way."""
-        with self._quiesced() as quiesced:
+    def suspend(self, files: Files | None = None) -> None:
+        """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; the application runs on either way."""
+        formed: dict[str, int] = {"map_us": 0}  # whole volumes need no map: their concordance is the identity
+        until = self._options.deadline_us / 1e6
+        with self._quiesced() as quiesced, files.formed(self, until, formed) if files else nullcontext():
             before = time.time_ns()
             times = {name: int(value) for name, value in dict(self._group.suspend(self._options.deadline_us)).items()}
-        # Whole volumes need no map: their concordance is the identity.
-        self.suspension = {"map_us": 0} | {name.removesuffix("_ns") + "_us": ns // 1000 for name, ns in times.items()}
+        self.suspension = formed | {name.removesuffix("_ns") + "_us": ns // 1000 for name, ns in times.items()}
         if self._hooks:
             self.suspension["hooks_us"] = quiesced.total_us
             self.hooks = quiesced.times
@@ -117,6 +164,9 @@ class Served:
 
     def close(self) -> None:
         """Cancel the session if it has not ended; the application notices nothing. Safe to repeat."""
+        for view in self._views.values():
+            view.close()
+        self._views.clear()
         self._group.close()
 
     def __enter__(self) -> Served:

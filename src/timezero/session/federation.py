@@ -39,6 +39,10 @@ class Federation:
         """The volumes of all groups."""
         return [part for group in self._groups for part in group.parts]
 
+    def set_domain(self, volume: str) -> None:
+        """As of a Group."""
+        next(group for group in self._groups if any(part.volume == volume for part in group.parts)).set_domain(volume)
+
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
         """Reach T0 on all of them; nanoseconds: of each step the longest, and from the first gate's closing to the last
         one's opening as `total_ns`.
