@@ -28,7 +28,7 @@ from timezero.jobs.moving import Moving, Transfer
 from timezero.jobs.options import FileOptions, MoverOptions, SessionOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.serving import Served
-from timezero.repository import DatasetRecord, FailureRecord, FileRecord, IndexHeader, Manifest, PointWriter, Repository
+from timezero.repository import DatasetRecord, FailureRecord, IndexHeader, Manifest, PointWriter, Repository
 from timezero.repository.store import CHUNK_DEFAULT, TRACK_DEFAULT, check_usable
 from timezero.units import format_instant
 
@@ -353,6 +353,8 @@ class _Backup:
 
     def _file_record(self, writer: PointWriter, machine: Moving, found: FileAtT0, transfer: Transfer) -> DatasetRecord:
         """Gate and session are those of its volume: they are in the result, and not told again with every file."""
+        from timezero.repository import FileRecord
+
         offset, digest = writer.gather_index(IndexHeader(self._chunk_size, found.size), machine.index(transfer))
         counts = transfer.counts
         return DatasetRecord(
