@@ -11,11 +11,20 @@ CHUNK = 1 << 20
 CHUNKS = 128  # together larger than any cache
 
 
-@pytest.fixture(scope="module", params=["data", "zeros"])
+CONTENTS = ["data", "zeros", "zeros, then data", "zeros but one byte"]
+
+
+@pytest.fixture(scope="module", params=CONTENTS)
 def content(request) -> tuple[str, np.ndarray]:
+    """The last one is the worst case: all of the chunk is read for zeros in vain."""
+    data = np.full(CHUNKS * CHUNK, 0, dtype=np.uint8)
     if request.param == "data":
-        return "data", np.random.default_rng(2).integers(0, 256, CHUNKS * CHUNK, dtype=np.uint8)
-    return "zeros", np.full(CHUNKS * CHUNK, 0, dtype=np.uint8)
+        data = np.random.default_rng(2).integers(0, 256, CHUNKS * CHUNK, dtype=np.uint8)
+    elif request.param == "zeros, then data":
+        data.reshape(CHUNKS, CHUNK)[:, CHUNK // 2 :] = 0xA5
+    elif request.param == "zeros but one byte":
+        data[CHUNK - 1000 :: CHUNK] = 1  # near the end, and at none of the places glanced at
+    return request.param, data
 
 
 @pytest.mark.parametrize("where", ["in cache", "from memory"])

@@ -33,6 +33,9 @@ struct tz_extents {
     uint64_t bytes, physical_end; /* of data */
 };
 
+/* tz_extents_lookup_batch, either way. */
+void tz_direction_lookup(const tz_direction *direction, const uint64_t *from, uint64_t *to, uint64_t count);
+
 static inline uint64_t tz_direction_key(const tz_direction *direction, uint64_t at)
 {
     return (uint64_t)tz_search_keys(&direction->search)[at];

@@ -33,10 +33,15 @@ typedef struct tz_search {
 int tz_search_build(tz_search *out, const uint64_t *keys, size_t stride, uint64_t count);
 void tz_search_clear(tz_search *search);
 
+static inline const tz_search_node *tz_search_leaf(const tz_search *search, uint64_t at)
+{
+    return &search->layer[search->layers - 1][at];
+}
+
 /* All keys, in order. */
 static inline const int64_t *tz_search_keys(const tz_search *search)
 {
-    return search->layer[search->layers - 1]->keys;
+    return tz_search_leaf(search, 0)->keys;
 }
 
 /* Any address as a query: those that no key can have count as the last possible one. */
@@ -45,32 +50,44 @@ static inline int64_t tz_search_query(uint64_t address)
     return (int64_t)tz_min_u64(address, (uint64_t)INT64_MAX - 1);
 }
 
-/* Always inlined, so that a caller compiled for a better instruction set gets that set's vector code. */
+/* How many of a node's keys are at most the query. A file compiled for a better instruction set says so with
+ * TZ_SEARCH_AVX2 or TZ_SEARCH_AVX512: comparisons make a mask, whose bits are counted. */
 static inline __attribute__((always_inline)) uint64_t tz_search_node_rank(const tz_search_node *node, int64_t query)
 {
+#if defined(TZ_SEARCH_AVX512)
+    __m512i keys = _mm512_load_si512(node->keys);
+
+    return (uint64_t)__builtin_popcount(_mm512_cmple_epi64_mask(keys, _mm512_set1_epi64(query)));
+#elif defined(TZ_SEARCH_AVX2)
+    const __m256i *keys = (const __m256i *)node->keys, queries = _mm256_set1_epi64x(query);
+    __m256i low = _mm256_cmpgt_epi64(keys[0], queries), high = _mm256_cmpgt_epi64(keys[1], queries);
+    unsigned above = (unsigned)_mm256_movemask_epi8(_mm256_packs_epi32(low, high)); /* four bits for each */
+
+    return TZ_SEARCH_KEYS - (uint64_t)__builtin_popcount(above) / 4;
+#else
     typedef int64_t quad __attribute__((vector_size(32), may_alias));
     const quad *keys = (const quad *)node->keys;
     quad above = (keys[0] > query) + (keys[1] > query); /* -1 for each */
 
     return (uint64_t)(TZ_SEARCH_KEYS + above[0] + above[1] + above[2] + above[3]);
+#endif
 }
 
-/* The ranks of n queries, layer by layer: the cache misses of one layer overlap. */
-static inline __attribute__((always_inline)) void tz_search_ranks(const tz_search *search, const int64_t *query,
-                                                                  uint64_t *rank, unsigned n)
+/* The leaf that each of n queries ends in, layer by layer: the cache misses of one layer overlap. Its first key is at
+ * most the query, unless it is the first leaf. */
+static inline __attribute__((always_inline)) void tz_search_leaves(const tz_search *search, const int64_t *query,
+                                                                   uint64_t *leaf, unsigned n)
 {
     for (unsigned i = 0; i < n; i++)
-        rank[i] = 0;
+        leaf[i] = 0;
     for (unsigned layer = 0; layer + 1 < search->layers; layer++) {
         const tz_search_node *nodes = search->layer[layer], *below = search->layer[layer + 1];
 
         for (unsigned i = 0; i < n; i++) {
-            rank[i] = rank[i] * (TZ_SEARCH_KEYS + 1) + tz_search_node_rank(&nodes[rank[i]], query[i]);
-            __builtin_prefetch(&below[rank[i]]);
+            leaf[i] = leaf[i] * (TZ_SEARCH_KEYS + 1) + tz_search_node_rank(&nodes[leaf[i]], query[i]);
+            __builtin_prefetch(&below[leaf[i]]);
         }
     }
-    for (unsigned i = 0; i < n; i++)
-        rank[i] = rank[i] * TZ_SEARCH_KEYS + tz_search_node_rank(&search->layer[search->layers - 1][rank[i]], query[i]);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "../../csrc/data/digest_kernels.h"
 #include "check.h"
-#include "tz/digest.h"
 
 #include <string.h>
 #include <xxhash.h>
@@ -15,6 +15,25 @@ static void reference(tz_digest *out, const void *data, size_t length)
     XXH128_canonicalFromHash((XXH128_canonical_t *)out->bytes, XXH3_128bits(data, length));
 }
 
+/* Every instruction set this CPU has gives the same. */
+static void check_kernels(const tz_digest *expected, const uint8_t *data, size_t length, bool zero)
+{
+    tz_digest digest;
+
+    memset(&digest, 0x5a, sizeof(digest));
+    CHECK_EQ(tz_digest_chunk_base(&digest, data, length), zero);
+    CHECK(memcmp(&digest, expected, sizeof(digest)) == 0);
+    CHECK_EQ(tz_digest_is_zero_base(data, length), zero);
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        memset(&digest, 0x5a, sizeof(digest));
+        CHECK_EQ(tz_digest_chunk_avx2(&digest, data, length), zero);
+        CHECK(memcmp(&digest, expected, sizeof(digest)) == 0);
+        CHECK_EQ(tz_digest_is_zero_avx2(data, length), zero);
+    }
+#endif
+}
+
 static void check_chunk(const uint8_t *data, size_t length, bool zero)
 {
     tz_digest digest, expected;
@@ -27,6 +46,7 @@ static void check_chunk(const uint8_t *data, size_t length, bool zero)
     tz_digest_plain(&digest, data, length);
     CHECK(memcmp(&digest, &expected, sizeof(digest)) == 0);
     CHECK_EQ(tz_is_zero(data, length), zero);
+    check_kernels(&expected, data, length, zero);
 }
 
 static void test_known_vectors(void)
@@ -55,6 +75,25 @@ static void test_zeros(void)
         tz_digest_zeros(&zeros, lengths[i]);
         CHECK(memcmp(&zeros, &expected, sizeof(zeros)) == 0);
     }
+    free(data);
+}
+
+/* Every length that has a digest of zeros in the table, and its neighbours, which have none. */
+static void test_known_zeros(void)
+{
+    uint8_t *data = calloc(1, TZ_CHUNK_MAX * 2);
+    tz_digest known, expected;
+
+    for (size_t length = 1; length <= TZ_CHUNK_MAX * 2; length *= 2) {
+        bool usual = length >= TZ_TRACK_MIN && length <= TZ_CHUNK_MAX;
+
+        CHECK_EQ(tz_digest_known_zeros(&known, length), usual);
+        CHECK(!tz_digest_known_zeros(&known, length - 1) || tz_is_pow2(length - 1));
+        reference(&expected, data, length);
+        CHECK(!usual || memcmp(&known, &expected, sizeof(known)) == 0);
+    }
+    CHECK(!tz_digest_known_zeros(&known, 3 * TZ_TRACK_MIN));
+    CHECK(!tz_digest_known_zeros(&known, (size_t)1 << 63));
     free(data);
 }
 
@@ -97,6 +136,7 @@ int main(void)
 {
     RUN(test_known_vectors);
     RUN(test_zeros);
+    RUN(test_known_zeros);
     RUN(test_one_byte);
     RUN(test_data);
     return 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "../../csrc/data/extents_kernels.h"
 #include "check.h"
-#include "tz/extents.h"
 
 #include <errno.h>
 #include <string.h>
@@ -96,6 +96,28 @@ static void test_empty(void)
     tz_extents_destroy(map);
 }
 
+/* The look-up of `from`, and that every instruction set this CPU has agrees on it, in place too. */
+static void batch(const tz_extents *map, const uint64_t *from, uint64_t *to, uint64_t count)
+{
+    void (*kernels[])(const tz_direction *, const uint64_t *, uint64_t *, uint64_t) = {
+        tz_direction_lookup_base,
+#if defined(__x86_64__)
+        __builtin_cpu_supports("avx2") ? tz_direction_lookup_avx2 : tz_direction_lookup_base,
+        __builtin_cpu_supports("avx512f") ? tz_direction_lookup_avx512 : tz_direction_lookup_base,
+#endif
+    };
+    size_t bytes = count * sizeof(uint64_t);
+    uint64_t *other = malloc(bytes + 1);
+
+    tz_extents_lookup_batch(map, from, to, count);
+    for (size_t i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++) {
+        memcpy(other, from, bytes);
+        kernels[i](&map->forward, other, other, count);
+        CHECK(memcmp(other, to, bytes) == 0);
+    }
+    free(other);
+}
+
 /* The highest addresses there are. */
 static void test_edge_of_addresses(void)
 {
@@ -109,7 +131,7 @@ static void test_edge_of_addresses(void)
     CHECK_EQ(build(&map, &in, TZ_EXTENTS_REVERSE), 0);
     for (int i = 0; i < 5; i++)
         CHECK_EQ(tz_extents_lookup(map, addresses[i], &run), i == 2);
-    tz_extents_lookup_batch(map, addresses, places, 5);
+    batch(map, addresses, places, 5);
     for (int i = 0; i < 5; i++)
         CHECK(places[i] == (i == 2 ? end - 1 : TZ_EXTENT_NONE));
     tz_extents_reverse_batch(map, addresses, places, 5);
@@ -221,7 +243,7 @@ static void check_forward(const tz_extents *map, const struct model *model)
 
         for (uint64_t i = 0; i < count; i++)
             from[i] = ascending ? (at = tz_min_u64(at + below(4), SPACE - 1)) : below(SPACE);
-        tz_extents_lookup_batch(map, from, to, count);
+        batch(map, from, to, count);
         for (uint64_t i = 0; i < count; i++)
             CHECK(to[i] == model->place[from[i]]);
     }
@@ -307,13 +329,31 @@ static void check_ascending(const tz_extents *map, uint64_t n, uint64_t *from, u
 
         for (uint64_t at = below(1000); at < n * 1000 && count < n; at += below(2 * step))
             from[count++] = at;
-        tz_extents_lookup_batch(map, from, to, count);
+        batch(map, from, to, count);
         for (uint64_t i = 0; i < count; i++) {
             bool hole = from[i] % 1000 < 7 || from[i] % 1000 >= 507;
 
             CHECK(to[i] == (hole ? TZ_EXTENT_NONE : (n - from[i] / 1000) * 4096 + from[i] % 1000 - 7));
         }
     }
+}
+
+/* Stretches of addresses in order between addresses in none: a walk starts wherever the last address lay, and
+ * ends before blocks do. */
+static void check_stretches(const tz_extents *map, uint64_t n, uint64_t *from, uint64_t *to)
+{
+    uint64_t count = 0;
+    tz_extent run;
+
+    while (count < n) {
+        uint64_t at = below(n * 1000), step = below(3) ? 1 + below(3000) : 0, end = tz_min_u64(count + below(60), n);
+
+        for (; count < end; at += below(step + 1))
+            from[count++] = step ? at : below(n * 1000);
+    }
+    batch(map, from, to, count);
+    for (uint64_t i = 0; i < count; i++)
+        CHECK(to[i] == (tz_extents_lookup(map, from[i], &run) ? run.physical : TZ_EXTENT_NONE));
 }
 
 /* Many extents: several layers of the search tree, sorting by several digits. Extent i is [i * 1000 + 7, + 500),
@@ -341,9 +381,10 @@ static void test_many(void)
         CHECK_EQ(tz_extents_build(&map, column, column + n, column + 2 * n, NULL, n, TZ_EXTENTS_REVERSE), 0);
         CHECK_EQ(tz_extents_count(map), n);
         check_ascending(map, n, from, to);
+        check_stretches(map, n, from, to);
         for (uint64_t i = 0; i < n; i++)
             from[i] = below(n * 1000);
-        tz_extents_lookup_batch(map, from, to, n);
+        batch(map, from, to, n);
         for (uint64_t i = 0; i < n; i++) {
             bool hole = from[i] % 1000 < 7 || from[i] % 1000 >= 507;
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Digest of a chunk, XXH3-128 (canonical, big-endian bytes), fused with zero detection: one pass while
- * the chunk is in cache. A chunk that is not zero is told apart within its first bytes.
+ * Digest of a chunk, XXH3-128 (canonical, big-endian bytes), with zero detection. A chunk that is not zero
+ * is told apart within a few bytes, in most cases; the digest of zeros of a usual length is known. So a chunk is read
+ * once, except one whose few bytes that are not zero are hard to find.
  * The fastest vector code this CPU has is chosen at run time.
  *
  * Errors   none.   Memory   none.   Threads  any.
