@@ -220,7 +220,6 @@ typedef struct tz_depth {
 struct tz_mover {
     tz_mover_config config;
     uint32_t chunks_each; /* chunk objects of a worker: the most it may ever have in flight */
-    tz_digest zeros;      /* of a full chunk of zeros */
     tz_bufspace *space;
     tz_transfer **transfers;
     uint32_t count;

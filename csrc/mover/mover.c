@@ -117,7 +117,6 @@ int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *c
         free(mover);
         return rc;
     }
-    tz_digest_zeros(&mover->zeros, mover->config.chunk_size);
     tz_pace_create(&mover->pace, &mover->config);
     tz_depth_init(&mover->depth, mover->config.depth, mover->chunks_each, mover->config.workers);
     pthread_mutex_init(&mover->lock, NULL);

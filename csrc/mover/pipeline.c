@@ -123,10 +123,7 @@ static int identify(tz_chunk *chunk)
     tz_index_entry *entry = &chunk->entry;
 
     if (chunk->zero) {
-        if (chunk->length == chunk->worker->mover->config.chunk_size)
-            entry->digest = chunk->worker->mover->zeros;
-        else
-            tz_digest_zeros(&entry->digest, chunk->length);
+        tz_digest_zeros(&entry->digest, chunk->length);
     } else {
         chunk->zero = tz_digest_chunk(&entry->digest, chunk->frame, chunk->length);
     }
