@@ -12,7 +12,8 @@ import pytest
 HEAVY = {
     "asyncio", "bz2", "cffi", "ctypes", "dataclasses", "email", "importlib.metadata", "inspect", "logging", "lzma",
     "multiprocessing", "numpy", "pathlib", "platform", "random", "shutil", "subprocess", "tempfile",
-    "timezero._linux.calls", "timezero.config", "timezero.doctor", "timezero.subsystem", "tomllib", "unittest", "urllib.parse", "uuid",
+    "timezero._linux.calls", "timezero.config", "timezero.doctor", "timezero.subsystem", "tomllib", "unittest",
+    "urllib.parse", "uuid",
 }  # fmt: skip
 _NO_REPOSITORY = {"hashlib", "json", "socket", "timezero.repository.manifest"}
 _NO_JOB = {"timezero._native.mover", "timezero.jobs"}
