@@ -316,37 +316,46 @@ def test_a_signal_at_any_stage_leaves_nothing_still(tmp_path: Path, stage: str, 
     assert time.monotonic() - began < 15
 
 
-def test_no_signal_comes_between_a_step_and_its_undoing() -> None:
-    """Fire at random moments; whatever was begun must have been undone, and no signal may be lost."""
-    log: list[str] = []
-    target = threading.main_thread().ident
-    assert target
-    caught = fired = 0
-    for attempt in range(400):
-        delay = attempt % 40 * 20e-6
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
-        def fire(delay: float = delay) -> None:
-            end = time.perf_counter() + delay
-            while time.perf_counter() < end:
-                pass
-            signal.pthread_kill(target, signal.SIGINT)
 
-        thread = threading.Thread(target=fire)
-        try:
-            thread.start()
-            with Quiesced([Recorded("a", log), Recorded("b", log)]):
+SHOTS = 20_000
+ORDERLY = ([], ["pre a", "post a"], ["pre a", "pre b", "post b", "post a"])
+
+
+def test_no_signal_comes_between_a_step_and_its_undoing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fire at any moment; whatever was begun must have been undone, and no signal may be lost.
+
+    By a timer, which strikes between any two instructions; a thread would strike only where this one gives way.
+    """
+    monkeypatch.setattr("timezero.quiesce.signals._ENDING", (signal.SIGALRM,))
+    before = signal.signal(signal.SIGALRM, interrupt)
+    caught = within = 0
+    try:
+        began = time.perf_counter()
+        for _ in range(20):
+            with Quiesced([Recorded("a", []), Recorded("b", [])]):
                 pass
-            thread.join()
-            time.sleep(0)
-        except KeyboardInterrupt:
-            caught += 1
-        thread.join()
-        fired += 1
-        for name in "ab":
-            assert log.count(f"pre {name}") == log.count(f"post {name}")
-        assert len([entry for entry in log if entry.startswith("close")]) % 2 == 0
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert caught == fired
+        longest = (time.perf_counter() - began) / 20 * 1.5
+        for attempt in range(SHOTS):
+            log: list[str] = []
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + longest * attempt / SHOTS)
+                with Quiesced([Recorded("a", log), Recorded("b", log)]):
+                    pass
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                caught += 1
+            within += 0 < len(log) < 8
+            assert steps(log) in ORDERLY, log
+            assert sorted(entry for entry in log if entry.startswith("close")) in ([], ["close a", "close b"])
+            assert signal.getsignal(signal.SIGALRM) is interrupt
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == SHOTS and within > SHOTS / 100
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:
