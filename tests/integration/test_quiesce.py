@@ -6,6 +6,7 @@ would freeze every file system of the machine that the test runs on.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from timezero._linux import freeze, thaw
 from timezero.errors import DeadlineError, TimezeroError
 from timezero.quiesce import Quiesced, parse_all
 from timezero.quiesce.agent import Agent
+from timezero.quiesce.fsfreeze import Freezer, watchdog
 from timezero.quiesce.patience import Patience
 
 
@@ -134,19 +136,35 @@ class FreezerHere:
         self._open = [os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for point in points]
         self._frozen: list[int] = []
 
-    def freeze(self) -> None:
+    def sync(self) -> None:
+        os.sync()
+
+    def freeze(self, deadline_s: float) -> None:
         for descriptor in self._open:
-            freeze(descriptor)
+            try:
+                freeze(descriptor)
+            except OSError as error:
+                raise TimezeroError("frozen already") from error
             self._frozen.append(descriptor)
 
     def thaw(self) -> None:
         while self._frozen:
-            thaw(self._frozen.pop())
+            try:
+                thaw(self._frozen.pop())
+            except OSError as error:
+                raise TimezeroError("thawed by somebody else") from error
 
     def close(self) -> None:
         self.thaw()
-        for descriptor in self._open:
-            os.close(descriptor)
+        while self._open:
+            os.close(self._open.pop())
+
+
+def make_freezer(points: Sequence[str]) -> Freezer:
+    """The watchdog, where there is one."""
+    if importlib.util.find_spec("timezero.concordance"):
+        return watchdog(points)
+    return FreezerHere(points)
 
 
 @pytest.fixture
@@ -160,7 +178,7 @@ def mounted(tmp_path: Path, loop: Callable, mount: Callable) -> Path:
 
 
 def test_a_file_system_is_frozen_and_thawed(mounted: Path) -> None:
-    hooks = parse_all([f"fsfreeze:{mounted}"], make_freezer=FreezerHere)
+    hooks = parse_all([f"fsfreeze:{mounted}"], make_freezer=make_freezer)
     with Quiesced(hooks) as quiesced:
         # Nobody can freeze it again: it is frozen.
         descriptor = os.open(mounted, os.O_RDONLY)
@@ -178,8 +196,8 @@ def test_a_file_system_that_somebody_else_froze_stays_frozen(mounted: Path) -> N
     freeze(descriptor)
     try:
         with (
-            pytest.raises(TimezeroError, match="is frozen already"),
-            Quiesced(parse_all([f"fsfreeze:{mounted}"], make_freezer=FreezerHere)),
+            pytest.raises(TimezeroError, match="frozen already"),
+            Quiesced(parse_all([f"fsfreeze:{mounted}"], make_freezer=make_freezer)),
         ):
             pass
     finally:
@@ -189,8 +207,8 @@ def test_a_file_system_that_somebody_else_froze_stays_frozen(mounted: Path) -> N
 
 def test_thawed_in_between_is_no_still_moment(mounted: Path) -> None:
     with (
-        pytest.raises(TimezeroError, match="was thawed by somebody else"),
-        Quiesced(parse_all([f"fsfreeze:{mounted}"], make_freezer=FreezerHere)),
+        pytest.raises(TimezeroError, match="thawed by somebody else"),
+        Quiesced(parse_all([f"fsfreeze:{mounted}"], make_freezer=make_freezer)),
     ):
         subprocess.run(["fsfreeze", "--unfreeze", mounted], check=True)
 
@@ -198,7 +216,7 @@ def test_thawed_in_between_is_no_still_moment(mounted: Path) -> None:
 def test_a_command_that_waits_for_the_frozen_file_system_holds_nothing_up(mounted: Path) -> None:
     """It cannot even be killed before the file system is thawed: the thaw must not wait for it."""
     began = time.monotonic()
-    hooks = parse_all([f"fsfreeze:{mounted}", f"exec:pre=touch {mounted}/file"], make_freezer=FreezerHere)
+    hooks = parse_all([f"fsfreeze:{mounted}", f"exec:pre=touch {mounted}/file"], make_freezer=make_freezer)
     with pytest.raises(DeadlineError, match="took longer"), Quiesced(hooks, 0.5):
         pass
     assert time.monotonic() - began < 10

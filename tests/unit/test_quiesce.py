@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -392,17 +391,20 @@ def test_in_another_thread(tmp_path: Path) -> None:
 class FakeFreezer:
     """Fails as it is told to."""
 
-    def __init__(self, log: list[str], fail: dict[str, int]) -> None:
+    def __init__(self, log: list[str], fail: dict[str, TimezeroError]) -> None:
         self._log = log
         self._fail = fail
 
     def _do(self, what: str) -> None:
         self._log.append(what)
-        if what in self._fail:
-            raise OSError(self._fail[what], os.strerror(self._fail[what]))
+        if what.split()[0] in self._fail:
+            raise self._fail[what.split()[0]]
 
-    def freeze(self) -> None:
-        self._do("freeze")
+    def sync(self) -> None:
+        self._do("sync")
+
+    def freeze(self, deadline_s: float) -> None:
+        self._do(f"freeze {deadline_s:g}")
 
     def thaw(self) -> None:
         self._do("thaw")
@@ -411,28 +413,23 @@ class FakeFreezer:
         self._log.append("close")
 
 
-@pytest.fixture
-def freeze() -> Callable[..., list[str]]:
-    def run(**fail: int) -> list[str]:
-        log: list[str] = []
-        hooks = parse_all(["fsfreeze:/"], make_freezer=lambda points: FakeFreezer(log, fail))
-        try:
-            with Quiesced(hooks):
-                log.append("body")
-        except TimezeroError as error:
-            log.append(str(error))
-        return log
-
-    return run
+def frozen(**fail: TimezeroError) -> list[str]:
+    log: list[str] = []
+    hooks = parse_all(["fsfreeze:/", "exec:post=true"], make_freezer=lambda points: FakeFreezer(log, fail))
+    try:
+        with Quiesced(hooks, 2.0, body_s=0.5):
+            log.append("body")
+    except TimezeroError as error:
+        log.append(f"{error.exit_code} {error}")
+    return log
 
 
-def test_freezing(freeze: Callable[..., list[str]]) -> None:
-    import errno
-
-    assert freeze() == ["freeze", "body", "thaw", "close"]
-    log = freeze(freeze=errno.EBUSY, thaw=errno.EINVAL)
-    assert log[:3] == ["freeze", "thaw", "close"] and "is frozen already" in log[3] and "thawed" not in log[3]
-    # Somebody thawed it while the gates were closing: what was secured is no still moment.
-    assert "was thawed by somebody else" in freeze(thaw=errno.EINVAL)[-1]
-    assert "cannot be thawed: Input/output error: try `fsfreeze" in freeze(thaw=errno.EIO)[-1]
-    assert "cannot be frozen" in freeze(freeze=errno.EOPNOTSUPP, thaw=errno.EINVAL)[-1]
+def test_freezing() -> None:
+    # Its own pre step, both steps of the hook after it, and the suspension.
+    assert frozen() == ["sync", "freeze 6.5", "body", "thaw", "close"]
+    told = "1 quiesce fsfreeze:/: pre: / is frozen already"
+    # A freezer that raises has frozen nothing.
+    assert frozen(freeze=TimezeroError("/ is frozen already")) == ["sync", "freeze 6.5", "close", told]
+    told = "4 quiesce fsfreeze:/: post: the deadline passed"
+    assert frozen(thaw=DeadlineError("the deadline passed")) == ["sync", "freeze 6.5", "body", "thaw", "close", told]
+    assert frozen(sync=TimezeroError("EIO")) == ["sync", "close", "1 quiesce fsfreeze:/: EIO"]
