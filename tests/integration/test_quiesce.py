@@ -137,7 +137,7 @@ class FreezerHere:
         self._frozen: list[int] = []
 
     def sync(self) -> None:
-        os.sync()
+        pass
 
     def freeze(self, deadline_s: float) -> None:
         for descriptor in self._open:
