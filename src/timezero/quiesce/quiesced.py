@@ -21,7 +21,7 @@ _Step = Callable[[Context, Patience], None]
 class Quiesced:
     """A context manager: pre steps on entry, in order; post steps on leaving, in reverse, always.
 
-    deadline_s: seconds, of each step; body_s: of what is done in between. Entering raises DeadlineError (a pre step took
+    deadline_s: seconds, of each step; body_s: of what is done between. Entering raises DeadlineError (a pre step took
     too long) or TimezeroError (one failed), after the post steps of all hooks whose pre step was begun. Leaving raises
     TimezeroError when a post step failed: then the application may not run, or was not still at T0, and both must be
     told at once.
