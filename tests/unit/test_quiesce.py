@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -316,37 +315,46 @@ def test_a_signal_at_any_stage_leaves_nothing_still(tmp_path: Path, stage: str, 
     assert time.monotonic() - began < 15
 
 
-def test_no_signal_comes_between_a_step_and_its_undoing() -> None:
-    """Fire at random moments; whatever was begun must have been undone, and no signal may be lost."""
-    log: list[str] = []
-    target = threading.main_thread().ident
-    assert target
-    caught = fired = 0
-    for attempt in range(400):
-        delay = attempt % 40 * 20e-6
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
-        def fire(delay: float = delay) -> None:
-            end = time.perf_counter() + delay
-            while time.perf_counter() < end:
-                pass
-            signal.pthread_kill(target, signal.SIGINT)
 
-        thread = threading.Thread(target=fire)
-        try:
-            thread.start()
-            with Quiesced([Recorded("a", log), Recorded("b", log)]):
+SHOTS = 20_000
+ORDERLY = ([], ["pre a", "post a"], ["pre a", "pre b", "post b", "post a"])
+
+
+def test_no_signal_comes_between_a_step_and_its_undoing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fire at any moment; whatever was begun must have been undone, and no signal may be lost.
+
+    By a timer, which strikes between any two instructions; a thread would strike only where this one gives way.
+    """
+    monkeypatch.setattr("timezero.quiesce.signals._ENDING", (signal.SIGALRM,))
+    before = signal.signal(signal.SIGALRM, interrupt)
+    caught = within = 0
+    try:
+        began = time.perf_counter()
+        for _ in range(20):
+            with Quiesced([Recorded("a", []), Recorded("b", [])]):
                 pass
-            thread.join()
-            time.sleep(0)
-        except KeyboardInterrupt:
-            caught += 1
-        thread.join()
-        fired += 1
-        for name in "ab":
-            assert log.count(f"pre {name}") == log.count(f"post {name}")
-        assert len([entry for entry in log if entry.startswith("close")]) % 2 == 0
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert caught == fired
+        longest = (time.perf_counter() - began) / 20 * 1.5
+        for attempt in range(SHOTS):
+            log: list[str] = []
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + longest * attempt / SHOTS)
+                with Quiesced([Recorded("a", log), Recorded("b", log)]):
+                    pass
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                caught += 1
+            within += 0 < len(log) < 8
+            assert steps(log) in ORDERLY, log
+            assert sorted(entry for entry in log if entry.startswith("close")) in ([], ["close a", "close b"])
+            assert signal.getsignal(signal.SIGALRM) is interrupt
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == SHOTS and within > SHOTS / 100
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:
@@ -383,17 +391,20 @@ def test_in_another_thread(tmp_path: Path) -> None:
 class FakeFreezer:
     """Fails as it is told to."""
 
-    def __init__(self, log: list[str], fail: dict[str, int]) -> None:
+    def __init__(self, log: list[str], fail: dict[str, TimezeroError]) -> None:
         self._log = log
         self._fail = fail
 
     def _do(self, what: str) -> None:
         self._log.append(what)
-        if what in self._fail:
-            raise OSError(self._fail[what], os.strerror(self._fail[what]))
+        if what.split()[0] in self._fail:
+            raise self._fail[what.split()[0]]
 
-    def freeze(self) -> None:
-        self._do("freeze")
+    def sync(self) -> None:
+        self._do("sync")
+
+    def freeze(self, deadline_s: float) -> None:
+        self._do(f"freeze {deadline_s:g}")
 
     def thaw(self) -> None:
         self._do("thaw")
@@ -402,28 +413,23 @@ class FakeFreezer:
         self._log.append("close")
 
 
-@pytest.fixture
-def freeze() -> Callable[..., list[str]]:
-    def run(**fail: int) -> list[str]:
-        log: list[str] = []
-        hooks = parse_all(["fsfreeze:/"], make_freezer=lambda points: FakeFreezer(log, fail))
-        try:
-            with Quiesced(hooks):
-                log.append("body")
-        except TimezeroError as error:
-            log.append(str(error))
-        return log
-
-    return run
+def frozen(**fail: TimezeroError) -> list[str]:
+    log: list[str] = []
+    hooks = parse_all(["fsfreeze:/", "exec:post=true"], make_freezer=lambda points: FakeFreezer(log, fail))
+    try:
+        with Quiesced(hooks, 2.0, body_s=0.5):
+            log.append("body")
+    except TimezeroError as error:
+        log.append(f"{error.exit_code} {error}")
+    return log
 
 
-def test_freezing(freeze: Callable[..., list[str]]) -> None:
-    import errno
-
-    assert freeze() == ["freeze", "body", "thaw", "close"]
-    log = freeze(freeze=errno.EBUSY, thaw=errno.EINVAL)
-    assert log[:3] == ["freeze", "thaw", "close"] and "is frozen already" in log[3] and "thawed" not in log[3]
-    # Somebody thawed it while the gates were closing: what was secured is no still moment.
-    assert "was thawed by somebody else" in freeze(thaw=errno.EINVAL)[-1]
-    assert "cannot be thawed: Input/output error: try `fsfreeze" in freeze(thaw=errno.EIO)[-1]
-    assert "cannot be frozen" in freeze(freeze=errno.EOPNOTSUPP, thaw=errno.EINVAL)[-1]
+def test_freezing() -> None:
+    # Its own pre step, both steps of the hook after it, and the suspension.
+    assert frozen() == ["sync", "freeze 6.5", "body", "thaw", "close"]
+    told = "1 quiesce fsfreeze:/: pre: / is frozen already"
+    # A freezer that raises has frozen nothing.
+    assert frozen(freeze=TimezeroError("/ is frozen already")) == ["sync", "freeze 6.5", "close", told]
+    told = "4 quiesce fsfreeze:/: post: the deadline passed"
+    assert frozen(thaw=DeadlineError("the deadline passed")) == ["sync", "freeze 6.5", "body", "thaw", "close", told]
+    assert frozen(sync=TimezeroError("EIO")) == ["sync", "close", "1 quiesce fsfreeze:/: EIO"]

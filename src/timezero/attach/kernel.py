@@ -63,12 +63,14 @@ class KernelNbd:
             for name in _free():
                 try:
                     self._connect(name, endpoint, sector, read_only)
-                    return f"/dev/{name}"
                 except TimezeroError as error:
                     if _connected_by(name) is None:
                         raise  # it was free, and is
                     failed = error  # somebody was quicker
                     self._forget()
+                    continue
+                self._check_connected(name)
+                return f"/dev/{name}"
             raise failed
         except BaseException:
             with contextlib.suppress(TimezeroError, OSError):
@@ -84,10 +86,14 @@ class KernelNbd:
         command += ["-b", str(sector), *(["-readonly"] if read_only else [])]
         script = 'echo $$ >"$0" && exec "$@"'
         tools.run(self._place.name, ["/bin/sh", "-c", script, self._pid, *command])
-        if not tools.wait_for(lambda: self.find() is not None, _READY_S):
-            raise TimezeroError(
-                f"{self._place.name}: nbd-client ended well, but /dev/{name} is not its: it has to use netlink"
-            )
+
+    def _check_connected(self, name: str) -> None:
+        if tools.wait_for(lambda: self.find() is not None, _READY_S):
+            return
+        # Ours all the same, as nbd-client ended well; but nobody could tell later.
+        with contextlib.suppress(TimezeroError):
+            tools.run(self._place.name, [tools.need("nbd-client", "nbd-client"), "-d", f"/dev/{name}"])
+        raise TimezeroError(f"{self._place.name}: this nbd-client does not use netlink: one that does is needed")
 
     def take_down(self) -> bool:
         """False when there was nothing. Safe to repeat. Raises LockedError when it is in use."""

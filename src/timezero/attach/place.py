@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -39,25 +40,33 @@ class Place:
 
     def __enter__(self) -> Self:
         self._make_parent()
-        self._lock = os.open(self.beside("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         end = time.monotonic() + _LOCK_WAIT_S
-        try:
-            while True:
-                try:
-                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return self
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise LockedError(
-                            f"{self.name}: is being attached or detached by somebody else: try again"
-                        ) from None
-                time.sleep(0.05)
-        except BaseException:
-            os.close(self._lock)
-            raise
+        while not self._try_lock():
+            if time.monotonic() > end:
+                raise LockedError(f"{self.name}: is being attached or detached by somebody else: try again")
+            time.sleep(0.05)
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # Whoever waits for this file finds, once he has got it, that it is the lock no more.
+        with contextlib.suppress(OSError):
+            self.beside("lock").unlink()
         os.close(self._lock)
+
+    def _try_lock(self) -> bool:
+        path = self.beside("lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                self._lock, lock = lock, -1
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            if lock >= 0:
+                os.close(lock)
+        return False
 
     def _make_parent(self) -> None:
         try:

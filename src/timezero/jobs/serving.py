@@ -144,7 +144,8 @@ class Served:
         from timezero.quiesce import Quiesced
 
         deadline_s = self._options.quiesce_deadline_us / 1e6
-        return Quiesced(self._hooks, deadline_s, volumes=list(self._parts), session=self._group.name)
+        body_s = self._options.deadline_us / 1e6
+        return Quiesced(self._hooks, deadline_s, body_s=body_s, volumes=list(self._parts), session=self._group.name)
 
     def look(self) -> tuple[int, int]:
         """(bytes in the sidefile, updates intercepted), now, over all volumes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -16,26 +15,24 @@ from timezero.quiesce.patience import Patience
 class Freezer(Protocol):
     """What freezes and thaws: a process of its own, which thaws whatever becomes of us.
 
-    It thaws only what it froze itself: of a file system that somebody else holds frozen it keeps its hands.
+    It thaws only what it froze itself: a file system that somebody else holds frozen stays so. Raises TimezeroError and
+    its kinds, OSError.
     """
 
-    def freeze(self) -> Any:
-        """Freeze all points. Raises OSError, TimezeroError; then none of them is frozen by it."""
+    def sync(self) -> Any:
+        """Write out what is dirty, so that freezing has little left to do."""
+
+    def freeze(self, deadline_s: float) -> Any:
+        """Freeze all points, for at most so many seconds from now on. When it raises, none is frozen by it."""
 
     def thaw(self) -> Any:
-        """Thaw what was frozen. Raises OSError (EINVAL: not frozen any more)."""
+        """Thaw what was frozen. Raises when it had not been frozen without a break."""
 
     def close(self) -> Any:
-        """Thaw, and end the process."""
+        """Thaw what still is frozen, and end the process. Safe to repeat."""
 
 
 MakeFreezer = Callable[[Sequence[str]], Freezer]
-
-_WORDS = {
-    errno.EBUSY: "is frozen already: thaw it with `fsfreeze --unfreeze`, or wait for whoever froze it",
-    errno.EOPNOTSUPP: "this file system cannot be frozen",
-    errno.EPERM: "freezing needs root",
-}
 
 
 def watchdog(points: Sequence[str]) -> Freezer:
@@ -68,30 +65,21 @@ class FsfreezeHook(Hook):
             raise UsageError(f"quiesce {self.label}: is not a mount point: name the one that the file system is on")
 
     def prepare(self, patience: Patience) -> None:
-        """Start the process that freezes."""
+        """Start the process that freezes; write out what is dirty."""
         self._freezer = self._make_freezer([self.point])
+        self._freezer.sync()
 
     def pre(self, context: Context, patience: Patience) -> None:
-        """Freeze."""
+        """Freeze, for as long as everything until the post step may take."""
         assert self._freezer
-        try:
-            self._freezer.freeze()
-        except OSError as error:
-            raise TimezeroError(_WORDS.get(error.errno or 0, error.strerror or str(error))) from None
+        self._freezer.freeze(context.held_s)
         self._is_frozen = True
 
     def post(self, context: Context, patience: Patience) -> None:
-        """Thaw. That there was nothing to be thawed any more means that T0 was not a still moment."""
+        """Thaw. What was thawed before, by its deadline or by somebody else, was not still at T0: that raises."""
         assert self._freezer
-        try:
+        if self._is_frozen:
             self._freezer.thaw()
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise TimezeroError(
-                    f"cannot be thawed: {error.strerror or error}: try `fsfreeze --unfreeze {self.point}`"
-                ) from None
-            if self._is_frozen:
-                raise TimezeroError("was thawed by somebody else before T0 was secured: run the job again") from None
 
     def close(self) -> None:
         """End the process."""

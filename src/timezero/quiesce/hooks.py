@@ -12,10 +12,14 @@ _LABEL_MAX = 80  # characters: commands can be long, and errors are one line
 
 @dataclass(frozen=True)
 class Context:
-    """What a hook may know of the job: the volumes of its group, and the session's name."""
+    """What a hook may know of the job: the volumes of its group, and the session's name.
+
+    held_s: seconds; all that may happen from the beginning of its pre step to that of its post step takes no longer.
+    """
 
     volumes: tuple[str, ...] = ()
     session: str = ""
+    held_s: float = 0.0
 
 
 class Hook(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -20,18 +21,26 @@ _Step = Callable[[Context, Patience], None]
 class Quiesced:
     """A context manager: pre steps on entry, in order; post steps on leaving, in reverse, always.
 
-    deadline_s: seconds, of each step. Entering raises DeadlineError (a pre step took too long) or TimezeroError (one
-    failed), after the post steps of all hooks whose pre step was begun. Leaving raises TimezeroError when a post step
-    failed: then the application may not run, or was not still at T0, and both must be told at once.
+    deadline_s: seconds, of each step; body_s: of what is done between. Entering raises DeadlineError (a pre step took
+    too long) or TimezeroError (one failed), after the post steps of all hooks whose pre step was begun. Leaving raises
+    TimezeroError when a post step failed: then the application may not run, or was not still at T0, and both must be
+    told at once.
 
     `times`: of each hook by its text, pre_us and post_us, in microseconds. `total_us`: all of them.
     """
 
     def __init__(
-        self, hooks: Sequence[Hook], deadline_s: float = DEADLINE_S, *, volumes: Sequence[str] = (), session: str = ""
+        self,
+        hooks: Sequence[Hook],
+        deadline_s: float = DEADLINE_S,
+        *,
+        body_s: float = 1.0,
+        volumes: Sequence[str] = (),
+        session: str = "",
     ) -> None:
         self._hooks = list(hooks)
         self._deadline_s = deadline_s
+        self._body_s = body_s
         self._context = Context(tuple(volumes), session)
         self._begun: list[Hook] = []
         self._signals = HeldSignals(own=(Quiesced.__enter__.__code__, Quiesced.__exit__.__code__))
@@ -85,8 +94,10 @@ class Quiesced:
         where = f"quiesce {hook.label}: {name}"
         patience = self._patience(interruptible=name == "pre")
         began = time.perf_counter_ns()
+        later = len(self._hooks) - 1 - self._hooks.index(hook)
+        held_s = (1 + 2 * later) * self._deadline_s + self._body_s
         try:
-            step(self._context, patience)
+            step(replace(self._context, held_s=held_s), patience)
         except TimeoutError:
             raise self._too_late(where, name) from None
         except OSError as error:
@@ -120,6 +131,9 @@ class Quiesced:
             return
         if isinstance(error, TimezeroError):
             error.args = (f"{error}; {told}",)
+        elif error is None and isinstance(problems[0], TimezeroError):
+            problems[0].args = (told,)
+            raise problems[0]
         else:
             raise TimezeroError(f"interrupted; {told}" if isinstance(error, KeyboardInterrupt) else told) from error
 
