@@ -3,6 +3,7 @@
 from typing import Any
 
 from timezero._native.mover_ends import PackWriter as PackWriter
+from timezero._native.mover_ends import SessionView as SessionView
 from timezero._native.mover_ends import Sink as Sink
 from timezero._native.mover_ends import Source as Source
 

@@ -23,7 +23,7 @@ from timezero._native.io cimport TZ_IO_AUTO, TZ_IO_THREADS, TZ_IO_URING
 from timezero._native.mover_c cimport *
 from timezero._native.mover_ends cimport Sink as SinkType, Source as SourceType
 
-from timezero._native.mover_ends import PackWriter, Sink, Source
+from timezero._native.mover_ends import PackWriter, SessionView, Sink, Source
 
 __all__ = ["CHUNK_DEFAULT", "INDEX_ENTRY_BYTES", "BufferSpace", "Mover", "PackWriter", "Sink", "Source"]
 
