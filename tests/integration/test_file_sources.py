@@ -48,7 +48,7 @@ class Writer(threading.Thread):
 
 
 def deal(files, seed):
-    """All blocks of the volume in short runs to `files` files, in random order: (size, logical, physical, length) each."""
+    """The volume's blocks in short runs, in random order, to `files` files: (size, logical, physical, length) each."""
     source, runs = random.Random(seed), []
     at = 0
     while at < SIZE // BLOCK:
@@ -198,9 +198,7 @@ def test_bad_requests(serve, image, tmp_path):
 def test_install_without_a_domain_opens_everything(serve, image):
     server = serve({"db": image})
     with Client(server.control) as client, Nbd.connect(server.nbd_socket, "db") as nbd:
-        _, descriptors = client.call_for_descriptors(
-            "prepare", timeout=60, session="s", volumes=["db"], domain=["db"]
-        )
+        _, descriptors = client.call_for_descriptors("prepare", timeout=60, session="s", volumes=["db"], domain=["db"])
         for descriptor in descriptors:
             os.close(descriptor)
         client.call("close", session="s", deadline_us=DEADLINE_US)

@@ -134,7 +134,7 @@ def test_no_domain_is_asked_for_by_default(script):
 
 @pytest.mark.parametrize("domain", [[], ["a"]])
 def test_a_domain_that_does_not_fit_what_was_asked_for(script, domain):
-    """An older server passes the wish over: then files must not be taken for a whole volume, nor the other way round."""
+    """An older server passes the wish over: then files must not be taken for a whole volume, nor the other way."""
     before = open_files()
     if not domain:
         script.overrides["prepare"] = lambda request: with_domain(script)

@@ -164,7 +164,7 @@ def test_views_and_sources_of_files(volume):
         assert error.value.errno == number
     with pytest.raises(ValueError, match="one length"):
         Source.extents(view, 1, good[0], good[1], good[2][:1])
-    with pytest.raises(ValueError, match="dtype|mismatch"):
+    with pytest.raises(ValueError, match=r"dtype|mismatch"):
         Source.extents(view, 1, *good.astype(np.int64))
     with pytest.raises(TypeError):
         Source.extents(None, 1, *good)
