@@ -66,6 +66,15 @@ static void chunks_in_one_track(laid_world *w)
     add_extent(f, 5 * BLOCK, 9 * TRACK, 3 * BLOCK);
 }
 
+/* The extents of a file with holes that were never allocated: one read. */
+static void holes_between(laid_world *w)
+{
+    laid_file *f = add_file(w, SMALL_CHUNK);
+
+    for (uint64_t i = 0; i < 8; i++)
+        add_extent(f, 2 * i * BLOCK, 3 * TRACK + i * BLOCK, BLOCK);
+}
+
 /* Nothing is on a sector's boundary. */
 static void lies_badly(laid_world *w)
 {
@@ -83,10 +92,8 @@ static const struct {
     layout lay;
     uint64_t victims[3];
 } layouts[] = {
-    {files_in_one_track, {5, 6, 8}},
-    {runs_in_reverse, {5, 7, 3}},
-    {chunks_in_one_track, {5, 9, 1}},
-    {lies_badly, {5, 6, 9}},
+    {files_in_one_track, {5, 6, 8}}, {runs_in_reverse, {5, 7, 3}}, {chunks_in_one_track, {5, 9, 1}},
+    {holes_between, {3, 4, 2}},      {lies_badly, {5, 6, 9}},
 };
 
 /* One run of all files with the update at one moment. True: every file is T0 and every slot came back. */
@@ -248,15 +255,6 @@ static uint32_t reads_of(layout lay, uint64_t *bytes)
     *bytes = report.bytes_read;
     laid_remove(&w);
     return loads - (uint32_t)report.chunks; /* a chunk's first load comes before its first read */
-}
-
-/* The extents of a file with holes that were never allocated. */
-static void holes_between(laid_world *w)
-{
-    laid_file *f = add_file(w, SMALL_CHUNK);
-
-    for (uint64_t i = 0; i < 8; i++)
-        add_extent(f, 2 * i * BLOCK, 3 * TRACK + i * BLOCK, BLOCK);
 }
 
 static void in_reverse(laid_world *w)
