@@ -84,7 +84,7 @@ int tz_session_set_domain(tz_session *session)
 
 bool tz_session_lacks_domain(const tz_session *session)
 {
-    return session->domain && atomic_load(&session->domain_state) < TZ_DOMAIN_SET;
+    return session->domain && atomic_load(&session->domain_state) == TZ_DOMAIN_LACKING;
 }
 
 int tz_session_take_domain(tz_session *session)

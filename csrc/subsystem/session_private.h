@@ -29,7 +29,7 @@ struct tz_preserve {
     void *buffer;
 };
 
-/* See session_domain.c for the drawing; in this order. */
+/* See session_domain.c for the drawing. */
 enum tz_domain_state {
     TZ_DOMAIN_LACKING = 0,
     TZ_DOMAIN_BEING_SET,

@@ -13,7 +13,7 @@
 #define TRACK_SHIFT 14
 #define TRACK       (UINT64_C(1) << TRACK_SHIFT)
 #define SMALL_CHUNK (64 * TZ_KIB)
-#define MOST_FILES  16
+#define MOST_FILES  16 /* with one transfer more for an image */
 #define MOST_RUNS   512
 
 typedef struct laid_file {
@@ -32,6 +32,8 @@ typedef struct laid_world {
     uint32_t count;
     tz_session_view *view;
     tz_source_ops hooked;
+    int image;        /* of the whole volume, a transfer beside the files'; -1: none */
+    bool image_first; /* added before the files, or after them */
 } laid_world;
 
 /* The world whose sources are hooked: called before every step of loading. */
@@ -63,6 +65,7 @@ static inline void laid_make(laid_world *w, const char *base, uint64_t size)
     uint64_t state = 77;
 
     memset(w, 0, sizeof(*w));
+    w->image = -1;
     scratch_make(&w->s, base);
     w->volume_size = size;
     w->t0 = malloc(size + 8);
@@ -91,6 +94,8 @@ static inline void laid_remove(laid_world *w)
     for (uint32_t i = 0; i < w->count; i++)
         if (w->files[i].target >= 0)
             close(w->files[i].target);
+    if (w->image >= 0)
+        close(w->image);
     close(w->volume);
     free(w->t0);
     scratch_remove(&w->s);
@@ -138,9 +143,46 @@ static inline bool file_is_t0(laid_world *w, const laid_file *f)
     return same;
 }
 
-/* Backs up all files with one mover. How many are T0; `reports`: one a file. */
+static inline bool image_is_t0(laid_world *w)
+{
+    uint64_t size;
+    uint8_t *found = read_all(w->image, &size);
+    bool same = size == w->volume_size && memcmp(found, w->t0, size) == 0;
+
+    free(found);
+    return same;
+}
+
+static inline void add_image(laid_world *w, tz_mover *mover)
+{
+    tz_source *source;
+
+    CHECK_EQ(tz_source_session(&source, w->view), 0);
+    CHECK(tz_mover_add(mover, source, image_sink_of(w->image, w->volume_size, true, 0), NULL) >= 0);
+}
+
+static inline void add_transfers(laid_world *w, tz_mover *mover)
+{
+    if (w->image >= 0 && w->image_first)
+        add_image(w, mover);
+    for (uint32_t i = 0; i < w->count; i++) {
+        laid_file *f = &w->files[i];
+        char name[20];
+
+        snprintf(name, sizeof(name), "target-%u", i);
+        f->target = make_file(&w->s, name, 0, 1);
+        CHECK(tz_mover_add(mover, hooked_source(w, source_of(w, f)), image_sink_of(f->target, f->size, true, 0),
+                           NULL) >= 0);
+    }
+    if (w->image >= 0 && !w->image_first)
+        add_image(w, mover);
+}
+
+/* Backs up all files with one mover, and the volume when there is an image. How many files are T0; `reports`: one a
+ * transfer. */
 static inline uint32_t back_up_files(laid_world *w, tz_mover_config config, tz_transfer_report *reports)
 {
+    const uint32_t transfers = w->count + (w->image >= 0);
     tz_bufspace *space;
     tz_mover *mover;
     uint32_t good = 0;
@@ -148,26 +190,18 @@ static inline uint32_t back_up_files(laid_world *w, tz_mover_config config, tz_t
     config.chunk_size = SMALL_CHUNK;
     CHECK_EQ(tz_bufspace_create(&space, SMALL_CHUNK, 2 * MOST_FILES + 8, MOST_FILES + 1, 0), 0);
     CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
-    for (uint32_t i = 0; i < w->count; i++) {
-        char name[20];
-
-        snprintf(name, sizeof(name), "target-%u", i);
-        w->files[i].target = openat(w->s.fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-        CHECK_EQ(tz_mover_add(mover, hooked_source(w, source_of(w, &w->files[i])),
-                              image_sink_of(w->files[i].target, w->files[i].size, true, 0), NULL),
-                 i);
-    }
+    add_transfers(w, mover);
     CHECK_EQ(tz_mover_start(mover), 0);
     CHECK_EQ(tz_mover_wait(mover, WAIT_NS), 1);
     check_space_empty(space);
-    for (uint32_t i = 0; i < w->count; i++) {
+    for (uint32_t i = 0; i < transfers; i++) {
         tz_mover_report_get(mover, i, &reports[i]);
         CHECK(reports[i].done);
     }
     tz_mover_destroy(mover);
     tz_bufspace_destroy(space);
     for (uint32_t i = 0; i < w->count; i++)
-        good += reports[i].error == 0 && file_is_t0(w, &w->files[i]);
+        good += reports[i + (w->image >= 0 && w->image_first)].error == 0 && file_is_t0(w, &w->files[i]);
     return good;
 }
 

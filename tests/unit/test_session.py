@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from timezero import session
+from timezero.control import ControlError
 from timezero.control.server import Answer, RequestError, Server
 from timezero.errors import DeadlineError, LockedError, PunctureError, TimezeroError, UsageError
 
@@ -106,6 +107,41 @@ def test_each_part_gets_its_own_descriptors(script):
         ]
         assert len(set(numbers)) == 8
         assert [part.volume for part in group.parts] == ["a", "b"]
+
+
+def with_domain(script):
+    part = script.part("a")
+    part["handles"]["domain_fd"] = 4
+    return Answer({"parts": [part]}, (*script.files, script.files[0]))
+
+
+def test_a_domain_is_asked_for_and_set(script):
+    script.overrides["prepare"] = lambda request: with_domain(script)
+    script.overrides["domain"] = lambda request: Answer({})
+    with session.prepare(script.path, ["a"], domain=["a"]) as group:
+        assert os.fstat(group.parts[0].domain_fd).st_ino == os.fstat(script.files[0]).st_ino
+        group.set_domain("a")
+    assert script.requests[1]["domain"] == ["a"]
+    assert script.requests[2] == {**script.requests[2], "op": "domain", "session": group.name, "volume": "a"}
+    assert group.parts[0].domain_fd == -1
+
+
+def test_no_domain_is_asked_for_by_default(script):
+    with session.prepare(script.path, ["a"]) as group:
+        assert group.parts[0].domain_fd == -1
+    assert "domain" not in script.requests[1]
+
+
+@pytest.mark.parametrize("domain", [[], ["a"]])
+def test_a_domain_that_does_not_fit_what_was_asked_for(script, domain):
+    """An older server passes the wish over: then files must not be taken for a whole volume, nor the other way."""
+    before = open_files()
+    if not domain:
+        script.overrides["prepare"] = lambda request: with_domain(script)
+    with pytest.raises(ControlError, match="domain"):
+        session.prepare(script.path, ["a"], domain=domain)
+    assert script.closed.wait(20)
+    assert open_files() <= before + 1
 
 
 def test_leaving_early_cancels(script):

@@ -6,8 +6,10 @@ import os
 import socket
 import threading
 
+import numpy as np
 import pytest
 
+from timezero._native.mover import SessionView, Source
 from timezero._native.subsystem import Reactor, Session, Suspension, Volume
 
 MIB = 1 << 20
@@ -105,6 +107,79 @@ def test_a_session_from_prepare_to_end(volume):
     assert descriptors() == before
     with pytest.raises(ValueError, match="closed"):
         session.report()
+
+
+def test_a_domain_is_set_before_install_and_constant_afterwards(volume):
+    session = prepare(volume, domain=True)
+    domain = session.handles()["domain_fd"]
+    assert os.fstat(domain).st_size == 8  # 16 tracks
+    assert session.lacks_domain
+    with pytest.raises(OSError) as error:
+        Suspension([session]).run(20_000_000)
+    assert error.value.errno == errno.ENODATA
+    assert session.report()["state"] == "prepared"
+    os.pwrite(domain, b"\x05", 0)
+    session.set_domain()
+    session.set_domain()
+    assert not session.lacks_domain
+    Suspension([session]).run(20_000_000)
+    with pytest.raises(BlockingIOError):
+        session.set_domain()
+    session.close()
+    for call in (session.set_domain, lambda: session.lacks_domain):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+
+
+def test_a_whole_volume_has_no_domain(volume):
+    session = prepare(volume)
+    assert session.handles()["domain_fd"] == -1
+    assert not session.lacks_domain
+    with pytest.raises(OSError) as error:
+        session.set_domain()
+    assert error.value.errno == errno.EINVAL
+    session.close()
+
+
+def test_views_and_sources_of_files(volume):
+    session = prepare(volume, domain=True)
+    before = descriptors()
+    view = SessionView(session.handles())
+    assert (view.size, view.track_size) == (MIB, 65536)
+
+    def columns(*extents):
+        return np.array(extents, dtype=np.uint64).reshape(-1, 3).T.copy()
+
+    good = columns((0, 4096, 8192), (65536, 0, 4096))
+    source = Source.extents(view, 100_000, *good)
+    assert source.size == 100_000
+    assert Source.extents(view, 0, *columns()).size == 0
+    for number, extents in {
+        errno.EINVAL: [(0, 0, 8192), (4096, 65536, 4096)],
+        errno.ERANGE: [(0, MIB - 4096, 8192)],
+        errno.EOVERFLOW: [(0, 2**64 - 4096, 4096)],
+    }.items():
+        with pytest.raises(OSError) as error:
+            Source.extents(view, 100_000, *columns(*extents))
+        assert error.value.errno == number
+    with pytest.raises(ValueError, match="one length"):
+        Source.extents(view, 1, good[0], good[1], good[2][:1])
+    with pytest.raises(ValueError, match=r"dtype|mismatch"):
+        Source.extents(view, 1, *good.astype(np.int64))
+    with pytest.raises(TypeError):
+        Source.extents(None, 1, *good)
+    view.close()
+    view.close()
+    for refused in (lambda: view.size, lambda: view.track_size, lambda: Source.session(view)):
+        with pytest.raises(ValueError, match="closed"):
+            refused()
+    with pytest.raises(ValueError, match="closed"):
+        Source.extents(view, 1, *good)
+    assert descriptors() > before  # a source keeps what it needs
+    del source
+    gc.collect()
+    assert descriptors() == before
+    session.close()
 
 
 def test_a_file_tier_is_taken_over_only_on_success(volume):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 class SessionView:
     """A session on one served volume: its memory, mapped once for all sources over it.
 
-    handles: owned_fd, shared_fd, drain_fd, volume_fd, file_fd (-1: none); all duplicated. Raises OSError: EPROTO when they
-    are not those of a session. Sources keep what they need; a view may be closed before they are used.
+    handles: owned_fd, shared_fd, drain_fd, volume_fd, file_fd (-1: none); all duplicated. Raises OSError: EPROTO when
+    they are not those of a session. Sources keep what they need; a view may be closed before they are used.
     """
 
     def __init__(self, handles: Mapping[str, int]) -> None: ...
@@ -47,9 +47,9 @@ class Source:
     ) -> Source:
         """A file of `size` bytes on a served volume under a session, by its extents.
 
-        Columns of equal length: `length` bytes at `logical` of the file lie at `physical` of the volume. In any order, not
-        overlapping in `logical`; what none covers is zero, what lies past `size` is left out. Raises ValueError (columns
-        of different lengths), OSError: EINVAL (overlap, length 0), EOVERFLOW, ERANGE (past the volume's end).
+        Columns of equal length: `length` bytes at `logical` of the file lie at `physical` of the volume. In any order,
+        not overlapping in `logical`; what none covers is zero, what lies past `size` is left out. Raises ValueError
+        (columns of different lengths), OSError: EINVAL (overlap, length 0), EOVERFLOW, ERANGE (past the volume's end).
 
         All sources of a view have to be added to their movers before the first of these starts: `Mover.add` raises
         OSError(EBUSY) once one is being read. Their tracks may overlap.

@@ -84,9 +84,9 @@ class Session:
     """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
 
     track_size: bytes. memory_bytes: cap of all memory it takes, tables included. file_bytes: cap of the file tier.
-    file_fd: the file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the session,
-    instead of the whole volume. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the
-    file tier's disk cannot hold its cap), ENOMEM.
+    file_fd: the file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the
+    session, instead of the whole volume. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file
+    tier's disk cannot hold its cap), ENOMEM.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Session:
     def handles(self) -> dict[str, int]:
         """owned_fd, shared_fd, drain_fd, volume_fd, file_fd, domain_fd (-1: none), owned_bytes, shared_bytes.
 
-        The descriptors stay the session's; send or duplicate them. domain_fd: memory of a bit a track, in little-endian
-        64-bit words, all zero; write with pwrite or a mapping, its position is nobody's.
+        The descriptors stay the session's; send or duplicate them. domain_fd: memory of a bit a track, in
+        little-endian 64-bit words, all zero; write with pwrite or a mapping, its position is nobody's.
         """
     @property
     def lacks_domain(self) -> bool:
@@ -140,8 +140,8 @@ class Suspension:
     """A group's passage from close to open. Deadlines are microseconds.
 
     Every step raises TimeoutError when the deadline passed, BlockingIOError when a gate is closed for another
-    suspension, OSError(ENODATA) when a session lacks its domain, another when it had its T0: whatever fails, every gate is
-    open again.
+    suspension, OSError when a session lacks its domain (ENODATA) or had its T0 (ECANCELED): whatever fails, every gate
+    is open again.
     """
 
     def __init__(self, sessions: Sequence[Session]) -> None: ...

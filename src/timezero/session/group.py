@@ -210,7 +210,8 @@ def _parts(
     for part in parts:
         if (part.domain_fd >= 0) != (part.volume in domain):
             raise ControlError(
-                "internal", f"volume {part.volume}: the storage subsystem cannot take a domain: is it of an older version?"
+                "internal",
+                f"volume {part.volume}: the storage subsystem cannot take a domain: is it of an older version?",
             )
     return parts
 

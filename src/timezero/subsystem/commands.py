@@ -258,7 +258,9 @@ def _domain_names(request: Request, volumes: Sequence[str]) -> list[str]:
 def _check_domains(group: Group) -> None:
     lacking = [part.volume for part in group.parts if part.session.lacks_domain]
     if lacking:
-        raise RequestError("bad-request", f"session {group.name}: the domain of volume {', '.join(lacking)} was never set")
+        raise RequestError(
+            "bad-request", f"session {group.name}: the domain of volume {', '.join(lacking)} was never set"
+        )
 
 
 def _number(request: Request, key: str, least: int, most: int) -> int:
