@@ -211,7 +211,8 @@ import os, sys, time
 from timezero.concordance.freezer import Freezer
 freezer = Freezer(sys.argv[2:])
 os.set_inheritable(freezer._socket.fileno(), True)
-os.posix_spawn("/bin/sleep", ["sleep", "20"], {}, setsid=True)
+null = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0)]
+os.posix_spawn("/bin/sleep", ["sleep", "20"], {}, setsid=True, file_actions=null)
 print("started", flush=True)
 freezer.freeze(float(sys.argv[1]))
 print("frozen", flush=True)

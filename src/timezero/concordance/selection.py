@@ -32,7 +32,7 @@ import numpy as np
 from timezero._linux import files
 from timezero.concordance.mapping import problem_of, problems
 from timezero.concordance.mounts import Mount
-from timezero.errors import UsageError
+from timezero.errors import TimezeroError, UsageError
 from timezero.repository.names import dataset_name_problem
 
 _TEXT = re.compile(r"([A-Za-z0-9._-]+):(/.*)", re.DOTALL)
@@ -121,6 +121,7 @@ class Designated(Sequence[FileDataset]):
     def reopen(self, at: int) -> bool:
         """Take, for dataset number `at`, the file that has its name now; False, and the dataset is dropped, when there
         is none that is regular and on the same file system. Does not wait for a frozen file system.
+        Raises TimezeroError when that one cannot be mapped.
         """
         dataset = self.datasets[at]
         found = _open_regular(dataset.path)
@@ -130,7 +131,11 @@ class Designated(Sequence[FileDataset]):
                 os.close(found.fd)
             del self.datasets[at]
             return False
-        self.datasets[at] = replace(dataset, fd=found.fd, inode=found.st_ino, generation=0)
+        self.datasets[at] = replace(dataset, fd=found.fd, inode=found.st_ino)
+        read = files.read_files([found.fd], constants=True)
+        self.datasets[at] = replace(self.datasets[at], generation=int(read.facts["generation"][0]))
+        if bad := problems(read, dirty=False):
+            raise TimezeroError(f"there is no T0: {dataset.name}, which is another file than before: {bad[0]}")
         return True
 
 
@@ -165,7 +170,7 @@ def resolve(selections: Iterable[Selection], mounts: Iterable[Mount], *, read_th
 
 def _check(designated: Designated, read_through: bool) -> None:
     """Can they all be mapped? A first look; what holds is what mapping finds while frozen."""
-    read = files.read_files([dataset.fd for dataset in designated], attributes=False)
+    read = files.read_files([dataset.fd for dataset in designated], constants=True)
     failed = np.flatnonzero(read.facts["error"])
     found = {int(number): problem_of(read, int(number)) for number in failed} | problems(read, dirty=True)
     refused: list[str] = []
