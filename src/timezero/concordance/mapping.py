@@ -201,7 +201,8 @@ class _Columns:
 
 def _counts(ends: Column) -> NDArray[np.int64]:
     """How many rows each file has."""
-    return np.diff(ends.astype(np.int64), prepend=0)
+    whole: NDArray[np.int64] = ends.astype(np.int64)
+    return whole - np.concatenate((np.zeros(1, np.int64), whole))[:-1]
 
 
 def _data(designated: Designated, read: files.Read) -> _Columns:
