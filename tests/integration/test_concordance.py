@@ -8,6 +8,8 @@ import mmap
 import os
 import resource
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -282,7 +284,9 @@ def test_metadata_is_that_of_t0_and_can_be_given_to_another(system: FileSystem, 
 def test_thousands_of_files_and_of_extents(system: FileSystem, place: Path) -> None:
     """More files than the usual number of descriptors, more extents than one call gives."""
     for number in range(3000):
-        (place / f"{number:04}").write_bytes(b"%d" % number)
+        path = place / f"{number // 10:03}" / f"{number:04}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % number)
     with (place / "sieve").open("wb") as file:
         for number in range(9000):
             file.seek(number * 8192)
@@ -296,9 +300,28 @@ def test_thousands_of_files_and_of_extents(system: FileSystem, place: Path) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(frozen.files) == 3001
     assert len(frozen.map_of(place / "sieve").logical) == 9000
-    assert all(frozen.files[str(place / f"{n:04}")] == b"%d" % n for n in range(3000))
+    assert all(frozen.files[str(place / f"{n // 10:03}" / f"{n:04}")] == b"%d" % n for n in range(3000))
     sieve = frozen.files[str(place / "sieve")]
     assert all(sieve[n * 8192 : n * 8192 + 8] == b"%08d" % n for n in range(9000))
+
+
+def test_more_files_than_may_be_open(system: FileSystem, place: Path) -> None:
+    for number in range(300):
+        (place / f"{number}").touch()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))\n"
+        "from timezero.concordance.selection import Selection, resolve\n"
+        "from timezero.concordance.mounts import Mount\n"
+        "import os; place = sys.argv[1]\n"
+        "mount = Mount('data', place, os.stat(place).st_dev, 'ext4', 0, 4096, False)\n"
+        "resolve([Selection('data', place)], [mount])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, place], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "244 files are too many to hold open at once" in done.stderr
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
 # ---- refused ----
