@@ -20,6 +20,10 @@
  * file system whose device does not answer keeps the others frozen for as long as that, and not for ever. The one that
  * freezes looks at `released` when its call returns: what came to be frozen too late is thawed by itself.
  *
+ * Freezing waits for readers of RCU three times, twice of it with writers held. An ordinary wait takes 10 to 20 ms on an
+ * idle machine: the first freeze in a while took 30 to 45 ms, and EXPEDITED of it. So waits are asked to
+ * be expedited while we freeze (/sys/kernel/rcu_expedited, held open since the start).
+ *
  * Descriptors: 0 to 2 are not used; 3 is a socket of type SOCK_SEQPACKET, 4 a pidfd of the parent, from 5 on a
  * descriptor on each file system. The argument is how many those are. Messages are structs of this machine's layout:
  * both ends are one package.
@@ -94,7 +98,8 @@ struct answer {
 static struct watchdog {
     pthread_mutex_t lock; /* holds for everything below it; never held over a call that waits */
     pthread_cond_t changed;
-    int wake; /* eventfd: tells the main thread that a point has changed */
+    int wake;      /* eventfd: tells the main thread that a point has changed */
+    int expedited; /* rcu_expedited, or -1 */
     uint32_t points;
     bool begun, released, expired;
     uint64_t released_at;
@@ -215,14 +220,30 @@ static void freeze_point(uint32_t i) /* locked, and again when it returns */
         release_all();
 }
 
+/* Expedited waits for everybody, for as long as freezing takes. Where they were on already they are not ours. */
+static bool begin_expedited(void)
+{
+    char is = 0;
+    return dog.expedited >= 0 && pread(dog.expedited, &is, 1, 0) == 1 && is == '0' &&
+           pwrite(dog.expedited, "1", 1, 0) == 1;
+}
+
+static void end_expedited(bool ours)
+{
+    if (ours)
+        (void)!pwrite(dog.expedited, "0", 1, 0);
+}
+
 static void *run_freezing(void *unused)
 {
     (void)unused;
     pthread_mutex_lock(&dog.lock);
     while (!dog.begun && !dog.released)
         pthread_cond_wait(&dog.changed, &dog.lock);
+    bool expedited = begin_expedited();
     for (uint32_t i = 0; i < dog.points && !dog.released; i++)
         freeze_point(i);
+    end_expedited(expedited);
     bool released = dog.released;
     tell_changed();
     pthread_mutex_unlock(&dog.lock);
@@ -280,6 +301,7 @@ static void ask_for_privileges(void)
         (void)!write(fd, "-1000", 5);
         close(fd);
     }
+    dog.expedited = open("/sys/kernel/rcu_expedited", O_RDWR | O_CLOEXEC);
     (void)!prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
     (void)!setpriority(PRIO_PROCESS, 0, -20);
 }

@@ -8,6 +8,8 @@ import mmap
 import os
 import resource
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,11 +68,7 @@ class Frozen:
             freezer.freeze(30)
             self.concordance: Concordance = map_files(designated)
             # The backing file, not the device: nothing that the kernel keeps for the device can help.
-            self.files = {
-                file.dataset.path: read_physically(system.image, file)
-                for file in self.concordance
-                if file.size < 1 << 30
-            }
+            self.files = {file.dataset.path: read_physically(system.image, file) for file in self.concordance}
             freezer.thaw()
 
     def map_of(self, path: Path) -> FileMap:
@@ -87,9 +85,7 @@ def read_physically(image: Path, file: FileMap) -> bytes:
     assert (file.logical[1:] >= file.logical[:-1] + file.length[:-1]).all()
     descriptor = os.open(image, os.O_RDONLY | os.O_DIRECT)
     try:
-        for logical, physical, length in zip(
-            *(c.tolist() for c in (file.logical, file.physical, file.length)), strict=True
-        ):
+        for logical, physical, length in extents(file):
             with mmap.mmap(-1, length) as memory:
                 assert os.preadv(descriptor, [memory], physical) == length
                 found[logical : logical + length] = memory[: max(0, min(length, file.size - logical))]
@@ -258,17 +254,10 @@ def test_metadata_is_that_of_t0_and_can_be_given_to_another(system: FileSystem, 
     os.chown(file, 12345, 54321)
     file.chmod(0o4750)
     attributes = {"user.note": b"\0binary\xff", "trusted.note": b"t", "security.note": b"s"}
-    # user::rw- group::r-- mask::r-- other::--- and user 4711:r--, as the kernel has it.
-    acl = b"\x02\0\0\0" + b"".join(
-        tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + who.to_bytes(4, "little")
-        for tag, perm, who in [
-            (1, 6, 2**32 - 1),
-            (2, 4, 4711),
-            (4, 4, 2**32 - 1),
-            (16, 4, 2**32 - 1),
-            (32, 0, 2**32 - 1),
-        ]
-    )
+    # user::rw- user:4711:r-- group::r-- mask::r-- other::---, as the kernel has it.
+    nobody = 2**32 - 1
+    entries = [(1, 6, nobody), (2, 4, 4711), (4, 4, nobody), (16, 4, nobody), (32, 0, nobody)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
     # Capabilities of revision 2: cap_net_raw, permitted and effective.
     capability = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
     attributes |= {"system.posix_acl_access": acl, "security.capability": capability}
@@ -295,7 +284,9 @@ def test_metadata_is_that_of_t0_and_can_be_given_to_another(system: FileSystem, 
 def test_thousands_of_files_and_of_extents(system: FileSystem, place: Path) -> None:
     """More files than the usual number of descriptors, more extents than one call gives."""
     for number in range(3000):
-        (place / f"{number:04}").write_bytes(b"%d" % number)
+        path = place / f"{number // 10:03}" / f"{number:04}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % number)
     with (place / "sieve").open("wb") as file:
         for number in range(9000):
             file.seek(number * 8192)
@@ -309,9 +300,28 @@ def test_thousands_of_files_and_of_extents(system: FileSystem, place: Path) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(frozen.files) == 3001
     assert len(frozen.map_of(place / "sieve").logical) == 9000
-    assert all(frozen.files[str(place / f"{n:04}")] == b"%d" % n for n in range(3000))
+    assert all(frozen.files[str(place / f"{n // 10:03}" / f"{n:04}")] == b"%d" % n for n in range(3000))
     sieve = frozen.files[str(place / "sieve")]
     assert all(sieve[n * 8192 : n * 8192 + 8] == b"%08d" % n for n in range(9000))
+
+
+def test_more_files_than_may_be_open(system: FileSystem, place: Path) -> None:
+    for number in range(300):
+        (place / f"{number}").touch()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))\n"
+        "from timezero.concordance.selection import Selection, resolve\n"
+        "from timezero.concordance.mounts import Mount\n"
+        "import os; place = sys.argv[1]\n"
+        "mount = Mount('data', place, os.stat(place).st_dev, 'ext4', 0, 4096, False)\n"
+        "resolve([Selection('data', place)], [mount])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, place], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "244 files are too many to hold open at once" in done.stderr
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
 # ---- refused ----
@@ -342,7 +352,7 @@ def test_a_file_that_becomes_inline_after_selection_is_no_t0(root: None, tmp_pat
             (system.point / "new").rename(system.point / "file")
             with Freezer([system.point]) as freezer:
                 freezer.freeze(30)
-                with pytest.raises(TimezeroError, match=r"no T0: data:.*file: its data lies within its inode"):
+                with pytest.raises(TimezeroError, match=r"no T0: data:.*file, which is another.*: its data lies"):
                     map_files(designated)
 
 
@@ -399,9 +409,16 @@ def test_links_are_taken_when_named_and_skipped_when_met(system: FileSystem, tre
     assert names(system, tree, "directory/*.ibd") == ["d/c.ibd"]
     with designate(system, tree / "d") as designated:
         assert designated.skipped == {f"data:{tree}/d/inner": "a symbolic link"}
-    with designate(system, tree / "l*", tree / "directory*", tree / "a*") as designated:
+    with designate(system, tree / "*") as designated:
+        assert len(designated) == 8
+        assert {name.rpartition("/")[2]: why.partition(" that")[0] for name, why in designated.skipped.items()} == {
+            "dangling": os.strerror(errno.ENOENT),
+            "directory": "a symbolic link to a directory",
+            "inner": "a symbolic link",
+            "outside": "it is not on the file system",
+        }
+    with designate(system, tree / "l*") as designated:
         assert [dataset.name for dataset in designated] == [f"data:{tree}/a.ibd"]
-        assert designated.skipped == {f"data:{tree}/directory": "a symbolic link to a directory"}
     with pytest.raises(UsageError, match="outside: it is not on the file system that is mounted at"):
         designate(system, tree / "outside")
     with pytest.raises(UsageError, match=os.strerror(errno.ENOENT)):

@@ -185,6 +185,21 @@ def test_watchdog_is_locked_in_memory_and_of_its_own(points: list[Path]) -> None
         assert descriptors == [os.devnull] * 3
 
 
+@pytest.mark.parametrize("before", ["0", "1"])
+def test_rcu_is_left_as_it_was(points: list[Path], before: str) -> None:
+    setting = Path("/sys/kernel/rcu_expedited")
+    was = setting.read_text()
+    setting.write_text(before)
+    try:
+        with Freezer(points) as both:
+            both.freeze(30)
+            assert setting.read_text().strip() == before
+            both.thaw()
+        assert setting.read_text().strip() == before
+    finally:
+        setting.write_text(was)
+
+
 def test_several_paths_on_one_file_system_are_one(points: list[Path]) -> None:
     (points[0] / "directory").mkdir(exist_ok=True)
     with Freezer([points[0], points[0] / "directory", points[1]]) as both:
@@ -211,7 +226,8 @@ import os, sys, time
 from timezero.concordance.freezer import Freezer
 freezer = Freezer(sys.argv[2:])
 os.set_inheritable(freezer._socket.fileno(), True)
-os.posix_spawn("/bin/sleep", ["sleep", "20"], {}, setsid=True)
+null = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0)]
+os.posix_spawn("/bin/sleep", ["sleep", "20"], {}, setsid=True, file_actions=null)
 print("started", flush=True)
 freezer.freeze(float(sys.argv[1]))
 print("frozen", flush=True)

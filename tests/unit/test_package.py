@@ -67,6 +67,8 @@ def test_sdist_holds_every_source(unpacked: Path) -> None:
 def test_wheel_holds_types_and_every_extension(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        watchdog = archive.getinfo("timezero/_linux/freezer")
+    assert watchdog.external_attr >> 16 & 0o111 == 0o111, "it is a program"
     for path in [*TYPED, ROOT / "src/timezero/py.typed"]:
         assert str(path.relative_to(ROOT / "src")) in names
     extensions = {name.rsplit("/", 1)[1].split(".")[0] for name in names if name.endswith(".so")}

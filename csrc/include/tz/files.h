@@ -12,8 +12,9 @@
  * read, and reading of attributes.
  *
  * Errors   -ENOMEM; -EINVAL unknown options. What is wrong with one file stands in its facts and stops no other.
- * Memory   one object with growing columns: 32 bytes an extent.
- * Threads  none of its own; any thread may call, and the object belongs to its owner.
+ * Memory   one object: 32 bytes an extent, twice that while it is made.
+ * Threads  helpers of its own, up to the number of processors and eight, which end with the call; any thread may call,
+ *          and the object belongs to its owner.
  */
 #ifndef TZ_FILES_H
 #define TZ_FILES_H
@@ -22,6 +23,7 @@
 
 enum {
     TZ_FILES_ATTRIBUTES = 1 << 0, /* extended attributes as well */
+    TZ_FILES_CONSTANTS = 1 << 1,  /* generation and flags as well: a file that is held open keeps them */
 };
 
 enum tz_file_step { /* where a file failed */
@@ -43,8 +45,8 @@ typedef struct tz_file_facts {
     uint64_t attributes;                  /* STATX_ATTR_* */
     uint64_t extents_end, attributes_end; /* rows; bytes */
     uint32_t mode, uid, gid, links;
-    uint32_t generation; /* 0 where the file system has none */
-    uint32_t xflags;     /* FS_XFLAG_*; 0 where the file system has none */
+    uint32_t generation; /* 0 when not asked for, and where the file system has none */
+    uint32_t xflags;     /* FS_XFLAG_*; the same */
     uint32_t named;      /* enum tz_file_named */
     uint32_t step;       /* enum tz_file_step */
     int32_t error;       /* errno of that step, or 0 */
@@ -53,7 +55,6 @@ typedef struct tz_file_facts {
 
 typedef struct tz_files {
     uint64_t count, extents, bytes;
-    uint64_t extents_room, bytes_room;
     tz_file_facts *facts;
     uint64_t *logical, *physical, *length;
     uint64_t *flags; /* FIEMAP_EXTENT_* */

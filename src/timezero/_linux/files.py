@@ -71,10 +71,11 @@ class Read:
         return found
 
 
-def read_files(descriptors: Sequence[int], names: Sequence[bytes] | None = None, *, attributes: bool = True) -> Read:
+def read_files(descriptors: Sequence[int], names: Sequence[bytes] | None = None, *, constants: bool = False) -> Read:
     """Read many files through their descriptors, without the GIL; waits for no frozen file system.
 
     names: the absolute path of each, to look whether it still names this file (facts["named"]).
+    constants: generation and flags, which a file that is held open keeps, instead of the attributes that it may change.
     What fails for one file stands in its facts: "error" is an errno, "step" an index of STEPS. MemoryError.
     """
     count = len(descriptors)
@@ -87,9 +88,8 @@ def read_files(descriptors: Sequence[int], names: Sequence[bytes] | None = None,
         starts = int(ffi.cast("uintptr_t", text)) + np.cumsum(lengths, dtype=np.uint64) - lengths
         paths = ffi.cast("const char *const *", starts.ctypes.data)
     out = ffi.new("tz_files **")
-    result = lib.tz_files_read(
-        out, ffi.cast("int *", fds.ctypes.data), paths, count, lib.TZ_FILES_ATTRIBUTES if attributes else 0
-    )
+    options = lib.TZ_FILES_CONSTANTS if constants else lib.TZ_FILES_ATTRIBUTES
+    result = lib.tz_files_read(out, ffi.cast("int *", fds.ctypes.data), paths, count, options)
     if result < 0:
         raise MemoryError(f"no memory for the extents of {count} files")
     files = ffi.gc(out[0], lib.tz_files_free)

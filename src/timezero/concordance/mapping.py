@@ -124,8 +124,9 @@ class Concordance(Sequence[FileMap]):
 def map_files(designated: Designated) -> Concordance:
     """The concordance, to be formed while the file systems of all datasets are frozen. Waits for none of them.
 
-    A name that means another file than when it was resolved (one that was renamed over it) stands for that one; a name
-    that is gone stands for none, is listed in `gone`, and its dataset is dropped from `designated`. Files
+    Files are those whose descriptors are held since they were resolved: a held inode is given to no other file. A name
+    that means another file by now (one that was renamed over it) stands for that one; a name that is gone
+    stands for none, is listed in `gone`, and its dataset is dropped from `designated`. Files
     with a `problem` are not to be mapped: ValueError.
 
     Raises TimezeroError for a file that cannot be read from its volume after all: then there is no T0.
@@ -134,7 +135,7 @@ def map_files(designated: Designated) -> Concordance:
         raise ValueError("a file that cannot be mapped is to be read through its file system")
     read = _read(designated)
     gone: list[str] = []
-    changed = np.flatnonzero((read.facts["named"] != files.NAMED_SAME) | _is_another(designated, read))
+    changed = np.flatnonzero(read.facts["named"] != files.NAMED_SAME)
     if changed.size:
         for number in changed[::-1].tolist():  # from the end: a dataset that is dropped moves those behind it
             name = designated[number].name
@@ -153,15 +154,6 @@ def map_files(designated: Designated) -> Concordance:
 def _read(designated: Designated) -> files.Read:
     datasets = designated.datasets
     return files.read_files([dataset.fd for dataset in datasets], [os.fsencode(dataset.path) for dataset in datasets])
-
-
-def _is_another(designated: Designated, read: files.Read) -> NDArray[np.bool_]:
-    """Descriptors cannot change what they are open on; this notices should ours ever be mixed up."""
-    count = len(designated)
-    inodes = np.fromiter((dataset.inode for dataset in designated.datasets), np.uint64, count)
-    generations = np.fromiter((dataset.generation for dataset in designated.datasets), np.uint32, count)
-    another: NDArray[np.bool_] = (read.facts["inode"] != inodes) | (read.facts["generation"] != generations)
-    return another
 
 
 def problems(read: files.Read, *, dirty: bool) -> dict[int, str]:
@@ -209,7 +201,8 @@ class _Columns:
 
 def _counts(ends: Column) -> NDArray[np.int64]:
     """How many rows each file has."""
-    return np.diff(ends.astype(np.int64), prepend=0)
+    whole: NDArray[np.int64] = ends.astype(np.int64)
+    return whole - np.concatenate((np.zeros(1, np.int64), whole))[:-1]
 
 
 def _data(designated: Designated, read: files.Read) -> _Columns:

@@ -8,10 +8,14 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 _NUMBERS = {"mode": (0, 0o7777), "uid": (0, 2**32 - 2), "gid": (0, 2**32 - 2)}
 _TIMES = ("mtime_ns", "atime_ns")
+
+#: xfs shows its ACLs twice: like this, and as system.posix_acl_*, as other file systems do and take them.
+_TWICE = frozenset(("trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT"))
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Metadata:
     mtime_ns: int
     atime_ns: int
     xattrs: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {name: value for name, value in self.xattrs.items() if name not in _TWICE}
+        object.__setattr__(self, "xattrs", kept)
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest: numbers, and attributes in base64. Names that are no UTF-8 have surrogate escapes."""
@@ -74,7 +82,7 @@ class Metadata:
                 problems.append("setuid and setgid: left out, because the owner is another")
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
         for name, value in self.xattrs.items():
-            _try(problems, f"attribute {name}", lambda name=name, value=value: os.setxattr(descriptor, name, value))
+            _try(problems, f"attribute {name}", partial(os.setxattr, descriptor, name, value))
         _try(problems, f"mode {mode:04o}", lambda: os.fchmod(descriptor, mode))
         _try(problems, "times", lambda: os.utime(descriptor, ns=(self.atime_ns, self.mtime_ns)))
         return problems

@@ -32,12 +32,13 @@ import numpy as np
 from timezero._linux import files
 from timezero.concordance.mapping import problem_of, problems
 from timezero.concordance.mounts import Mount
-from timezero.errors import UsageError
+from timezero.errors import TimezeroError, UsageError
 from timezero.repository.names import dataset_name_problem
 
 _TEXT = re.compile(r"([A-Za-z0-9._-]+):(/.*)", re.DOTALL)
 _MAGIC = re.compile(r"[*?[]")
 _NAMED_IN_ERRORS = 10
+_ATTEMPTS = 5
 _OTHER_DESCRIPTORS = 256  # that this process may need besides those of the files
 
 
@@ -121,6 +122,7 @@ class Designated(Sequence[FileDataset]):
     def reopen(self, at: int) -> bool:
         """Take, for dataset number `at`, the file that has its name now; False, and the dataset is dropped, when there
         is none that is regular and on the same file system. Does not wait for a frozen file system.
+        Raises TimezeroError when that one cannot be mapped.
         """
         dataset = self.datasets[at]
         found = _open_regular(dataset.path)
@@ -130,7 +132,11 @@ class Designated(Sequence[FileDataset]):
                 os.close(found.fd)
             del self.datasets[at]
             return False
-        self.datasets[at] = replace(dataset, fd=found.fd, inode=found.st_ino, generation=0)
+        self.datasets[at] = replace(dataset, fd=found.fd, inode=found.st_ino)
+        read = files.read_files([found.fd], constants=True)
+        self.datasets[at] = replace(self.datasets[at], generation=int(read.facts["generation"][0]))
+        if bad := problems(read, dirty=False):
+            raise TimezeroError(f"there is no T0: {dataset.name}, which is another file than before: {bad[0]}")
         return True
 
 
@@ -165,7 +171,7 @@ def resolve(selections: Iterable[Selection], mounts: Iterable[Mount], *, read_th
 
 def _check(designated: Designated, read_through: bool) -> None:
     """Can they all be mapped? A first look; what holds is what mapping finds while frozen."""
-    read = files.read_files([dataset.fd for dataset in designated], attributes=False)
+    read = files.read_files([dataset.fd for dataset in designated], constants=True)
     failed = np.flatnonzero(read.facts["error"])
     found = {int(number): problem_of(read, int(number)) for number in failed} | problems(read, dirty=True)
     refused: list[str] = []
@@ -207,6 +213,7 @@ class _Finder:
     def __init__(self) -> None:
         self._found: dict[str, FileDataset] = {}
         self._skipped: dict[str, str] = {}
+        self._room = _room_for_files(0)
 
     def close(self) -> None:
         for dataset in self._found.values():
@@ -309,6 +316,8 @@ class _Finder:
             return 1
         if (bad := dataset_name_problem(name)) is not None:
             raise UsageError(f"{name!r} cannot name a dataset: {bad}")
+        if len(self._found) >= self._room:
+            self._room = _room_for_files(len(self._found))
         found = _open_regular(path)
         if isinstance(found, str):
             if found == os.strerror(errno.ENOENT):
@@ -327,42 +336,44 @@ def _not_there(devices: dict[int, Mount]) -> str:
 
 
 def _open_regular(path: str) -> _Opened | str:
-    """The file, without changing its access time where we may; or why not."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    try:
+    """The file, or why not. Its access time is left alone where we may."""
+    for _ in range(_ATTEMPTS):
         try:
-            descriptor = _open(path, flags | os.O_NOATIME)
-        except PermissionError:
-            descriptor = _open(path, flags)
-    except OSError as error:
-        return error.strerror or "cannot be opened"
+            descriptor = _open(path)
+        except OSError as error:
+            return error.strerror or "cannot be opened"
+        # Renamed since, or a directory on the way has become a link: then it is not what the name means.
+        if os.readlink(f"/proc/self/fd/{descriptor}") == path:
+            break
+        os.close(descriptor)
+    else:
+        return "it keeps being renamed"
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         return "not a regular file any more"
-    # A directory on the way may have become a link since: then it is not the file that the name means.
-    if os.readlink(f"/proc/self/fd/{descriptor}") != path:
-        os.close(descriptor)
-        return "its directory changed while it was opened; try again"
     return _Opened(descriptor, status.st_dev, status.st_ino)
 
 
-def _open(path: str, flags: int) -> int:
+def _open(path: str) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return os.open(path, flags)
-    except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit():
-            raise
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
         return os.open(path, flags)
 
 
-def _raise_limit() -> bool:
-    """A descriptor for each file: as many as we may have."""
+def _room_for_files(held: int) -> int:
+    """How many files may be held open, when `held` are: the limit is raised as far as it may be. Raises UsageError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
+    if held >= soft - _OTHER_DESCRIPTORS and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if held >= soft - _OTHER_DESCRIPTORS:
+        raise UsageError(
+            f"{held} files are too many to hold open at once; raise the limit (ulimit -Hn) or select fewer"
+        )
+    return soft - _OTHER_DESCRIPTORS
 
 
 def _expand(pattern: str) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""How long the file systems of file datasets are frozen, part by part."""
