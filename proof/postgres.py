@@ -133,6 +133,7 @@ def create(data: Path, wal: Path, folder: Path, scale: int) -> Database:
     _run(program("initdb"), "-D", data, "-X", wal, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
     with (data / "postgresql.conf").open("a") as config:
         config.write("max_wal_size = 128MB\ncheckpoint_timeout = 30s\nshared_buffers = 64MB\nlog_checkpoints = on\n")
+    os.sync()  # what is not durable may be missing from any T0, and initdb and we have not synced a thing
     database = Database(data, folder)
     with database.running():
         _run(program("pgbench"), "-h", folder, "-i", "-q", "-s", scale, "postgres")

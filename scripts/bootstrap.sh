@@ -44,6 +44,7 @@ if [ "${1:-}" = all ]; then
     have_tool mkfs.xfs || need xfsprogs
     have_tool mkfs.btrfs || need btrfs-progs
     have_tool losetup || need mount
+    have_file /usr/lib/postgresql/*/bin/postgres || have_tool postgres || need postgresql
 fi
 if [ "${1:-}" = fuzz ]; then
     have_tool clang || need clang
@@ -54,6 +55,14 @@ fi
 if [ "$(id -u)" = 0 ] && have_tool apt-get; then
     export DEBIAN_FRONTEND=noninteractive
     echo "timezero: installing$missing$optional"
+    case "$missing " in
+    *" postgresql "*) # tests make their own clusters: none is to be made, and started, with the package
+        if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+            mkdir -p /etc/postgresql-common
+            echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+        fi
+        ;;
+    esac
     # shellcheck disable=SC2086 # a list of words
     set -- -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install $missing $optional
     apt-get "$@" >/dev/null 2>&1 || { apt-get -qq update && apt-get "$@" >/dev/null; }
