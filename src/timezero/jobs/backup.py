@@ -365,7 +365,10 @@ class _Backup:
             size=found.size,
             chunk_size=self._chunk_size,
             digest=digest,
+            intercepted=0,
+            sidefile_high_water_bytes=0,
             counts=counts,
+            session=None,
             inode=FileRecord(found.volume, counts["bytes_read"], found.metadata),
             index_offset=offset,
         )
