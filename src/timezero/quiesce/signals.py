@@ -72,10 +72,12 @@ class HeldSignals:
 
     def release(self) -> None:
         """All is undone: deliver what was held. Raises whatever the handlers raise."""
-        self._restore()
-        # What kills goes last.
-        for number in sorted(set(self._pending), key=lambda n: signal.getsignal(n) == signal.SIG_DFL):
-            signal.raise_signal(number)
+        try:
+            self._restore()
+        finally:
+            # What kills goes last.
+            for number in sorted(set(self._pending), key=lambda n: signal.getsignal(n) == signal.SIG_DFL):
+                signal.raise_signal(number)
 
     def _restore(self) -> None:
         pipe, self._pipe = self._pipe, None
