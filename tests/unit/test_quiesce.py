@@ -331,6 +331,7 @@ def test_no_signal_comes_between_a_step_and_its_undoing(monkeypatch: pytest.Monk
     monkeypatch.setattr("timezero.quiesce.signals._ENDING", (signal.SIGALRM,))
     before = signal.signal(signal.SIGALRM, interrupt)
     caught = within = 0
+    descriptors = os.listdir("/proc/self/fd")
     try:
         began = time.perf_counter()
         for _ in range(20):
@@ -355,6 +356,7 @@ def test_no_signal_comes_between_a_step_and_its_undoing(monkeypatch: pytest.Monk
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert caught == SHOTS and within > SHOTS / 100
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:

@@ -47,7 +47,6 @@ class HeldSignals:
         """From now on."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             for number in _ENDING:
                 before = signal.getsignal(number)
@@ -55,6 +54,10 @@ class HeldSignals:
                 if before is not None and before != signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._handle)
+            # Nothing is raised from here on: a pipe that was made is known.
+            self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            if self._pending:
+                self._wake()
         except BaseException:
             self._restore()
             raise
@@ -69,18 +72,29 @@ class HeldSignals:
 
     def release(self) -> None:
         """All is undone: deliver what was held. Raises whatever the handlers raise."""
-        self._restore()
-        # What kills goes last.
-        for number in sorted(set(self._pending), key=lambda n: signal.getsignal(n) == signal.SIG_DFL):
-            signal.raise_signal(number)
+        try:
+            self._restore()
+        finally:
+            # What kills goes last.
+            for number in sorted(set(self._pending), key=lambda n: signal.getsignal(n) == signal.SIG_DFL):
+                signal.raise_signal(number)
 
     def _restore(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
         pipe, self._pipe = self._pipe, None
         for descriptor in pipe or ():
             os.close(descriptor)
+        # A handler that is back may raise at once, and the others have to come back all the same.
+        left, self._before = [*self._before.items()], {}
+        raised: BaseException | None = None
+        while left:
+            try:
+                while left:
+                    signal.signal(*left[-1])
+                    left.pop()
+            except BaseException as error:
+                raised = error
+        if raised:
+            raise raised
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._passing and (frame is None or frame.f_code not in self._own):
@@ -91,6 +105,9 @@ class HeldSignals:
             self._pending.append(number)
             raise KeyboardInterrupt
         self._pending.append(number)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._pipe:
             # Full of those that came before, it wakes all the same.
             with contextlib.suppress(BlockingIOError):
