@@ -248,8 +248,11 @@ class World:
             raise RuntimeError(f"timezero {words[0]}: exit code {done.returncode}: {done.stderr.strip()[-1000:]}")
         return json.loads(done.stdout)
 
-    def round(self, number: int, seconds: int, pause: float) -> tuple[dict[str, Any], int, list[str]]:
-        """A backup after `pause` seconds of load; its document, the commits of the round, what is wrong."""
+    def round(self, number: int, seconds: int, pause: float, late_s: float = 0) -> tuple[dict[str, Any], int, list[str]]:
+        """A backup after `pause` seconds of load; its document, the commits of the round, what is wrong.
+
+        late_s: judge as if T0 had been so many seconds later. Then something has to be wrong, or the judge is blind.
+        """
         folder = self.folder / f"round{number}"
         folder.mkdir()
         folder.chmod(0o755)
@@ -265,7 +268,7 @@ class World:
         images = {name: folder / f"{name}.img" for name in SIZES}
         for name, image in images.items():
             self.timezero("restore", "--repo", repo, f"latest/{name}", image)
-        faults = judge(images, folder, self.acknowledged, backup["t0_ns"])
+        faults = judge(images, folder, self.acknowledged, backup["t0_ns"] + round(late_s * 1e9))
         shutil.rmtree(folder)
         return backup, commits, faults
 

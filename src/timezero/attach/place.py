@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from timezero.config import runtime_directory
+from timezero.places import runtime_directory
 from timezero.errors import LockedError, TimezeroError
 
 _LOCK_WAIT_S = 60.0
@@ -28,7 +28,7 @@ class Place:
     def __init__(self, name: str, control: str) -> None:
         self.name = name
         key = hashlib.sha256(os.fsencode(control)).hexdigest()[:12]
-        self.parent = runtime_directory() / "attach"
+        self.parent = Path(runtime_directory()) / "attach"
         self._stem = f"{name}-{key}"
         self.mount_point = self.parent / f"{self._stem}.d"
         self.file = self.mount_point / name

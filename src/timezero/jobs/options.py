@@ -95,7 +95,7 @@ class SessionOptions(NamedTuple):
     @property
     def controls(self) -> list[str]:
         """Control sockets, each once."""
-        from timezero.config import default_control
+        from timezero.places import default_control
 
         named = [self.control] if isinstance(self.control, str) else [*(self.control or ())]
         return list(dict.fromkeys(named or [default_control()]))
