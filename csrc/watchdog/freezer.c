@@ -20,9 +20,9 @@
  * file system whose device does not answer keeps the others frozen for as long as that, and not for ever. The one that
  * freezes looks at `released` when its call returns: what came to be frozen too late is thawed by itself.
  *
- * Freezing waits for readers of RCU three times, twice of it with writers held. An ordinary wait takes 10 to 20 ms on an
- * idle machine: the first freeze in a while took 30 to 45 ms, and EXPEDITED of it. So waits are asked to
- * be expedited while we freeze (/sys/kernel/rcu_expedited, held open since the start).
+ * Freezing waits for a grace period of RCU three times, twice of it with writers held. On an idle machine an ordinary one
+ * takes some 10 ms, and all of the first freeze in a while 23 to 47 ms; with expedited ones it takes 1 to 2 (bench/freeze).
+ * So they are expedited while we freeze: /sys/kernel/rcu_expedited, held open since the start.
  *
  * Descriptors: 0 to 2 are not used; 3 is a socket of type SOCK_SEQPACKET, 4 a pidfd of the parent, from 5 on a
  * descriptor on each file system. The argument is how many those are. Messages are structs of this machine's layout:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.integration.filesystems import MIB, FileSystem, file_system, run
+from timezero._native.bitmap import Bitmap
 from timezero.concordance.freezer import Freezer
 from timezero.concordance.mapping import Concordance, FileMap, map_files
 from timezero.concordance.metadata import Metadata
@@ -156,6 +157,9 @@ def test_domain_is_the_tracks_of_the_files(system: FileSystem, place: Path) -> N
             expected |= set(range(physical // TRACK, (physical + length - 1) // TRACK + 1))
     assert set(domain.positions().tolist()) == expected
     assert concordance.domain("another", TRACK, tracks).count() == 0
+    shared = Bitmap(tracks)
+    assert concordance.domain("data", TRACK, tracks, shared) is shared
+    assert set(shared.positions().tolist()) == expected
     with pytest.raises(TimezeroError, match="past its end"):
         concordance.domain("data", TRACK, min(expected))
 
@@ -229,9 +233,8 @@ def test_offset_of_the_mount_is_added(system: FileSystem, place: Path) -> None:
     assert (there.physical - here.physical).tolist() == [MIB]
 
 
-def test_xfs_reflinks_are_read_where_they_are_shared(system: FileSystem, place: Path) -> None:
-    if system.kind != "xfs":
-        pytest.skip("ext4 shares no extents")
+@pytest.mark.parametrize("system", ["xfs"], indirect=True)  # ext4 shares no extents
+def test_reflinks_are_read_where_they_are_shared(system: FileSystem, place: Path) -> None:
     (place / "original").write_bytes(content("original", MIB))
     run("cp", "--reflink=always", place / "original", place / "copy")
     with (place / "copy").open("r+b") as file:

@@ -89,6 +89,30 @@ def test_leaving_thaws(points: list[Path]) -> None:
     assert not any(map(is_frozen, points))
 
 
+def test_leaving_thaws_though_others_hold_the_socket(points: list[Path]) -> None:
+    with Freezer(points) as both:
+        copy = os.dup(both._socket.fileno())  # as in a process that was forked
+        both.freeze(30)
+    try:
+        assert not any(map(is_frozen, points))
+    finally:
+        os.close(copy)
+
+
+def test_one_freeze_each(points: list[Path]) -> None:
+    with Freezer(points) as both:
+        with pytest.raises(ValueError, match="freezes once"):
+            both.thaw()
+        both.freeze(30)
+        with pytest.raises(ValueError, match="freezes once"):
+            both.freeze(30)
+        both.thaw()
+        with pytest.raises(ValueError, match="freezes once"):
+            both.thaw()
+    with pytest.raises(ValueError, match="closed"):
+        both.freeze(30)
+
+
 def test_deadline_thaws_and_there_is_no_t0(points: list[Path]) -> None:
     with Freezer(points) as both:
         both.freeze(0.3)

@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,7 @@ class Freezer:
         self._descriptors: list[int] = []
         self._suspect: set[int] = set()  # points that may be frozen through us
         self._process: int | None = None
+        self._next = _FREEZE  # the operation that may come
         with ExitStack() as undo:
             undo.callback(self._close_descriptors)
             self._open([os.fspath(point) for point in points])
@@ -109,7 +110,6 @@ class Freezer:
         """
         if deadline_s <= 0:
             raise ValueError("a deadline lies in the future")
-        self._suspect = set(range(len(self.points)))
         answer = self._ask(_FREEZE, deadline_s)
         self._note(answer)
         if all(point.state == _State.FROZEN for point in answer.points):
@@ -146,6 +146,8 @@ class Freezer:
         if self._process is None:
             return
         pid, self._process = self._process, None
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # also for whoever was forked and holds a copy
         self._socket.close()
         os.kill(pid, signal.SIGCONT)  # ours until it is waited for; whoever stopped it has done enough
         if _ended_well(pid, _PATIENCE):
@@ -204,6 +206,11 @@ class Freezer:
     def _ask(self, operation: int, deadline_s: float) -> _Answer:
         if self._process is None:
             raise ValueError("the freezer is closed")
+        if operation != self._next:
+            raise ValueError("a freezer freezes once, and thaws what it froze")
+        self._next = _THAW if operation == _FREEZE else 0
+        if operation == _FREEZE:
+            self._suspect = set(range(len(self.points)))
         try:
             self._socket.send(_REQUEST.pack(operation, 0, int(deadline_s * 1e9)))
         except OSError:

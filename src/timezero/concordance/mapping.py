@@ -89,9 +89,14 @@ class Concordance(Sequence[FileMap]):
     def __iter__(self) -> Iterator[FileMap]:
         return (self[number] for number in range(len(self)))
 
-    def domain(self, volume: str, track_size: int, tracks: int) -> Bitmap:
-        """The tracks that files of a volume lie on: a bit a track. TimezeroError: a file lies past the last track."""
-        bitmap = Bitmap(tracks)
+    def domain(self, volume: str, track_size: int, tracks: int, into: Bitmap | None = None) -> Bitmap:
+        """The tracks that files of a volume lie on: a bit a track, `tracks` of them. Zeros and holes are on none.
+
+        into: set them there, in a bitmap that is clear, such as one over the memory that a subsystem handed out: of a
+        volume of many TiB, only the pages that have bits are touched then.
+        Raises TimezeroError when a file lies past the last track.
+        """
+        bitmap = Bitmap(tracks) if into is None else into
         if not len(self):
             return bitmap
         physical, length = self._columns.physical, self._columns.length
