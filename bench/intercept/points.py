@@ -142,11 +142,11 @@ def curve(quick: bool) -> list[Point]:
 
 def variants(folder: Path) -> list[Point]:
     """The default with other tracks and more memory, and with before-images that have to go to the file tier."""
-    tiers = ("--sidefile-memory", "2M", "--sidefile-file", "1G", "--sidefile-path", str(folder))
+    tiers = ("--sidefile-memory", "16M", "--sidefile-file", "1G", "--sidefile-path", str(folder))
     return [
-        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("64K", "256K")),
-        _timezero("default, memory of 256M", serve=("--sidefile-memory", "256M")),
-        _timezero("default, file tier", serve=tiers),
+        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("16K", "64K", "256K")),
+        *(_timezero(f"default, {t}, 256M", serve=("--track", t, "--sidefile-memory", "256M")) for t in ("4K", "16K")),
+        *(_timezero(f"default, file tier, {t}", serve=(*tiers, "--track", t)) for t in ("16K", "64K", "256K")),
     ]
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sidefile-memory", metavar="SIZE", help="memory tier of a session's sidefile, a volume (default 64M)")
     add("--sidefile-path", metavar="DIR", help="directory of the file tier; not on a served volume")
     add("--sidefile-file", metavar="SIZE", help="file tier of a session's sidefile, a volume (default none)")
-    add("--track", metavar="SIZE", help="grain of interception, 4K to 1M (default 16K, coarser for a volume of TiB)")
+    add("--track", metavar="SIZE", help="grain of interception, 4K to 1M (default 4K, coarser for large volumes)")
     add("--max-sessions", metavar="N", type=int, help="sessions on one volume at the same time (default 16)")
     add("--max-session-memory", metavar="SIZE", help="memory of all sessions together (default 1G)")
     add("--reactors", metavar="N", type=int, help="threads that serve volumes (default 1)")
