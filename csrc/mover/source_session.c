@@ -7,7 +7,7 @@
  *   READ run from the volume ──▶ VALIDATE: set copied, learn preserved ──▶ TAKE each preserved track ──▶ next run
  *     │ all its tracks are            (only after the read has ended)          │ zero image: memset
  *     │ preserved already: no read needed ──▶                                  │ memory slot: memcpy
- *     └ error: again track by track; a track that cannot be                    └ file-tier slot: READ
+ *     └ error: again track by track; a track that cannot be                    └ file-tier slots in a row: READ
  *       read is lost only when it is not preserved
  *
  * The session's state is looked at before every run and after the last: a puncture is published before the
@@ -188,18 +188,57 @@ static bool all_preserved(session_source *source, const tz_chunk *chunk)
 
 /* ---- taking before-images ---- */
 
-static void track_taken(tz_chunk *chunk)
+static void tracks_taken(tz_chunk *chunk, uint32_t count)
 {
-    chunk->taken++;
-    chunk->take_at++;
+    chunk->taken += count;
+    chunk->take_at += count;
 }
 
-/* Bytes of track `at` of the chunk: the volume's last may be short. */
-static uint32_t track_bytes(const session_source *source, const tz_chunk *chunk)
+static bool is_to_take(const tz_chunk *chunk, uint32_t at)
+{
+    return chunk->take[at / 32] >> at % 32 & 1;
+}
+
+/* Bytes of the chunk in `count` tracks from `take_at` on: the volume's last track may be short. */
+static uint32_t take_bytes(const session_source *source, const tz_chunk *chunk, uint32_t count)
 {
     uint32_t at = chunk->take_at << source->track_shift;
 
-    return (uint32_t)tz_min_u64(source->track_size, chunk->length - at);
+    return (uint32_t)tz_min_u64((uint64_t)count << source->track_shift, chunk->length - at);
+}
+
+/* Tracks from `take_at` on, the first one in `slot`, whose slots of the file tier lie in a row, so that one request
+ * reads them: the gate writes a run of tracks to such slots. */
+static uint32_t slots_in_a_row(const session_source *source, const tz_chunk *chunk, uint32_t slot)
+{
+    uint32_t most = chunk->take_end - chunk->take_at, n = 1;
+
+    if (chunk->read_piece)
+        most = (uint32_t)tz_min_u64(most, tz_max_u64(1, chunk->read_piece >> source->track_shift));
+    while (n < most && is_to_take(chunk, chunk->take_at + n)) {
+        uint64_t track = first_track(source, chunk) + chunk->take_at + n;
+
+        /* Zero images have no slot, and are not looked for. */
+        if (tz_session_is_zero_image(source->header, track) || tz_session_find(source->header, track) != slot + n)
+            break;
+        n++;
+    }
+    return n;
+}
+
+static int take_from_file(session_source *source, tz_chunk *chunk, uint32_t slot)
+{
+    if (source->tier.fd < 0)
+        return broken(chunk);
+    chunk->slot = slot;
+    chunk->slots = slots_in_a_row(source, chunk, slot);
+    if (chunk->slots > source->slots - slot)
+        return broken(chunk);
+    chunk->phase = SESSION_TIER;
+    tz_chunk_read(chunk, source->tier.fd, chunk->frame + ((uint64_t)chunk->take_at << source->track_shift),
+                  (uint64_t)chunk->slots << source->track_shift,
+                  (uint64_t)(slot - source->memory_slots) << source->track_shift);
+    return TZ_STEP_PENDING;
 }
 
 static int take_one(session_source *source, tz_chunk *chunk)
@@ -209,37 +248,31 @@ static int take_one(session_source *source, tz_chunk *chunk)
     uint32_t slot;
 
     if (tz_session_is_zero_image(source->header, track)) {
-        memset(place, 0, track_bytes(source, chunk));
-        track_taken(chunk);
+        memset(place, 0, take_bytes(source, chunk, 1));
+        tracks_taken(chunk, 1);
         return 0;
     }
     slot = tz_session_find(source->header, track);
     if (slot >= source->slots)
         return broken(chunk);
-    if (slot < source->memory_slots) {
-        memcpy(place, tz_session_memory_slot(source->header, slot), track_bytes(source, chunk));
-        push(source, chunk, slot);
-        track_taken(chunk);
-        return 0;
-    }
-    if (source->tier.fd < 0)
-        return broken(chunk);
-    chunk->slot = slot;
-    chunk->phase = SESSION_TIER;
-    tz_chunk_read(chunk, source->tier.fd, place, source->track_size,
-                  (uint64_t)(slot - source->memory_slots) << source->track_shift);
-    return TZ_STEP_PENDING;
+    if (slot >= source->memory_slots)
+        return take_from_file(source, chunk, slot);
+    memcpy(place, tz_session_memory_slot(source->header, slot), take_bytes(source, chunk, 1));
+    push(source, chunk, slot);
+    tracks_taken(chunk, 1);
+    return 0;
 }
 
 static int tier_read_ended(session_source *source, tz_chunk *chunk)
 {
-    if (chunk->result < track_bytes(source, chunk)) {
+    if (chunk->result < take_bytes(source, chunk, chunk->slots)) {
         chunk->side = TZ_SIDE_SESSION;
         return chunk->result < 0 ? (int)chunk->result : -EPROTO;
     }
-    chunk->read += source->track_size;
-    push(source, chunk, chunk->slot);
-    track_taken(chunk);
+    chunk->read += (uint64_t)chunk->slots << source->track_shift;
+    for (uint32_t i = 0; i < chunk->slots; i++)
+        push(source, chunk, chunk->slot + i);
+    tracks_taken(chunk, chunk->slots);
     return 0;
 }
 
@@ -248,7 +281,7 @@ static int take_run(session_source *source, tz_chunk *chunk)
     while (chunk->take_at < chunk->take_end) {
         int rc = 0;
 
-        if (chunk->take[chunk->take_at / 32] >> chunk->take_at % 32 & 1)
+        if (is_to_take(chunk, chunk->take_at))
             rc = take_one(source, chunk);
         else
             chunk->take_at++;
@@ -264,10 +297,10 @@ static int take_run(session_source *source, tz_chunk *chunk)
 
 static int next_run(session_source *source, tz_chunk *chunk)
 {
-    uint64_t piece = tz_max_u64(chunk->piece, source->track_size);
+    uint64_t piece = tz_max_u64(chunk->read_piece, source->track_size);
     uint64_t left = chunk->length - chunk->at;
 
-    chunk->run = (uint32_t)(chunk->piece ? tz_min_u64(tz_align_down(piece, source->track_size), left) : left);
+    chunk->run = (uint32_t)(chunk->read_piece ? tz_min_u64(tz_align_down(piece, source->track_size), left) : left);
     if (all_preserved(source, chunk)) {
         validate(source, chunk);
         return 0;
@@ -283,12 +316,12 @@ static int volume_read_ended(session_source *source, tz_chunk *chunk)
     int error = chunk->result < 0 ? (int)chunk->result : chunk->result < chunk->run ? -ENODATA : 0;
 
     if (error && chunk->run > source->track_size) {
-        chunk->piece = (uint32_t)source->track_size;
+        chunk->read_piece = (uint32_t)source->track_size;
         chunk->run = 0;
         return 0;
     }
     validate(source, chunk);
-    if (error && !(chunk->take[chunk->take_at / 32] >> chunk->take_at % 32 & 1))
+    if (error && !is_to_take(chunk, chunk->take_at))
         return error;
     chunk->read += error ? 0 : chunk->run;
     return 0;
