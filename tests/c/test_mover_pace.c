@@ -88,6 +88,10 @@ static void pieces_follow_the_updates_for_each_of_our_requests(void)
     CHECK_EQ(piece(&r), narrow);
     pass(&r, 50, 100);
     CHECK_EQ(piece(&r), narrow);
+    /* Few requests because of a rate. */
+    r.mover.pace.rate = TZ_MIB;
+    pass(&r, 200, 100);
+    CHECK_EQ(piece(&r), narrow);
     tz_pace_destroy(&r.mover.pace);
 }
 

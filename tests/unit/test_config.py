@@ -142,7 +142,7 @@ def test_a_missing_file():
         (["--volume", "a=x", "--track", "2K"], "track"),
         (["--volume", "a=x", "--track", "2M"], "track"),
         (["--volume", "a=x", "--track", "nonsense"], "--track"),
-        (["--volume", "a=x", "--sidefile-memory", "4K"], "sidefile.memory"),
+        (["--volume", "a=x", "--sidefile-memory", "2K"], "sidefile.memory"),
         (["--volume", "a=x", "--sidefile-file", "4M"], "--sidefile-path"),
         (["--volume", "a=x", "--sidefile-path", "/tmp"], "--sidefile-file"),
         (["--volume", "a=x", "--sidefile-path", "/nonexistent", "--sidefile-file", "1M"], "not a directory"),
