@@ -103,7 +103,8 @@ static void choose_pieces(tz_pace *pace, uint64_t updates)
     uint64_t theirs = updates - tz_min_u64(pace->updates, updates), ours = requests - pace->seen;
 
     pace->seen = requests;
-    if (theirs > ours * TZ_WIDE_UPDATES)
+    /* Under a rate ours are few because the user says so. */
+    if (theirs > ours * TZ_WIDE_UPDATES && pace->rate == 0)
         atomic_store(&pace->wide, true);
     else if (4 * theirs < ours * TZ_WIDE_UPDATES)
         atomic_store(&pace->wide, false);
