@@ -80,7 +80,7 @@ class SidefileConfig:
     the directory `path`. track: grain of interception; None for `track_for`.
     """
 
-    memory: int = 64 * MIB
+    memory: int = 128 * MIB
     path: str | None = None
     file: int = 0
     track: int | None = None
@@ -95,7 +95,7 @@ class Limits:
     """
 
     sessions: int = 16
-    memory: int = GIB
+    memory: int = 2 * GIB
     file: int = 64 * GIB
     connections: int = 128
 
