@@ -215,6 +215,8 @@ class BuildExtensions(build_ext):
             # distutils puts -ltz before these, and so before the libraries that it needs (liburing may be static).
             link = [*toolchain().link, *(ext.extra_link_args or [])]
             inputs = [str(path) for path in objects]
+            # The compiler class looks at the objects alone, and would leave out what is new in the archive.
+            made.unlink(missing_ok=True)
             self.compiler.link_shared_object(inputs, str(made), extra_postargs=link, build_temp=self.build_temp)
         self.install(made, Path(self.get_ext_fullpath(ext.name)))
 

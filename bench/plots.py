@@ -2,7 +2,7 @@
 
     python -m bench.plots FILE PICTURE          (pip install timezero[plots])
 
-timezero's points are joined in the order of their time, for they are one curve; the peer's stand alone.
+Joined are those of timezero's points that none of its others beats in both, for they are the curve one can choose from.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ def rows(points: list[dict[str, Any]], system: str) -> list[Row]:
     return sorted((median(p, "seconds"), median(p, "iops"), median(p, "p99"), p["name"]) for p in found)
 
 
+def front(found: list[Row], column: int, most: bool) -> list[Row]:
+    """The rows, quickest first, that are better in a column than every quicker one."""
+    best: list[Row] = []
+    for row in found:
+        if not best or (row[column] > best[-1][column] if most else row[column] < best[-1][column]):
+            best.append(row)
+    return best
+
+
 def draw(document: dict[str, Any], picture: Path) -> None:
     """Two panels over the backup's seconds: IOPS, and p99 on a logarithmic scale."""
     from matplotlib.figure import Figure
@@ -34,9 +43,12 @@ def draw(document: dict[str, Any], picture: Path) -> None:
     figure = Figure(figsize=(10, 8), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     for panel, column, label in zip(panels, (1, 2), ("IOPS during the backup", "p99, us"), strict=True):
-        for system, style in (("timezero", "o-"), ("qemu", "s")):
+        for system, style, colour in (("timezero", "o", "tab:blue"), ("qemu", "s", "tab:orange")):
             found = rows(document["points"], system)
-            panel.plot([r[0] for r in found], [r[column] for r in found], style, label=system)
+            panel.plot([r[0] for r in found], [r[column] for r in found], style, color=colour, label=system)
+            if system == "timezero":
+                curve = front(found, column, most=column == 1)
+                panel.plot([r[0] for r in curve], [r[column] for r in curve], "-", color=colour)
             for row in found:
                 panel.annotate(row[3].removeprefix(system).strip(), (row[0], row[column]), fontsize=7)
         panel.set_ylabel(label)

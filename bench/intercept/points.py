@@ -133,7 +133,7 @@ def curve(quick: bool) -> list[Point]:
     if quick:
         return points
     fixed = [("2 x 1M", "2", "1M"), ("4 x 1M", "4", "1M"), ("2 x 256K", "2", "256K"), ("4 x 256K", "4", "256K"),
-             ("1 x 64K", "1", "64K"), ("2 x 64K", "2", "64K")]  # fmt: skip
+             ("1 x 64K", "1", "64K"), ("1 x 512K", "1", "512K")]  # fmt: skip
     points += [_timezero(f"fixed {n}", "--mode", "fixed", "--depth", d, "--chunk-size", c) for n, d, c in fixed]
     points += [_timezero(f"default, --rate {rate}", "--rate", rate) for rate in ("300M", "500M", "700M")]
     points += [_qemu("2 x 256K", 2, 256 * KIB), _qemu("4 x 64K", 4, 64 * KIB), _qemu("1 x 1M", 1, 1024 * KIB)]
@@ -142,11 +142,11 @@ def curve(quick: bool) -> list[Point]:
 
 def variants(folder: Path) -> list[Point]:
     """The default with other tracks and more memory, and with before-images that have to go to the file tier."""
-    tiers = ("--sidefile-memory", "2M", "--sidefile-file", "1G", "--sidefile-path", str(folder))
+    tiers = ("--sidefile-memory", "16M", "--sidefile-file", "1G", "--sidefile-path", str(folder))
     return [
-        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("64K", "256K")),
-        _timezero("default, memory of 256M", serve=("--sidefile-memory", "256M")),
-        _timezero("default, file tier", serve=tiers),
+        *(_timezero(f"default, tracks of {t}", serve=("--track", t)) for t in ("16K", "64K", "256K")),
+        *(_timezero(f"default, {t}, 256M", serve=("--track", t, "--sidefile-memory", "256M")) for t in ("4K", "16K")),
+        *(_timezero(f"default, file tier, {t}", serve=(*tiers, "--track", t)) for t in ("16K", "64K", "256K")),
     ]
 
 

@@ -115,19 +115,20 @@ struct tz_chunk {
     } again; /* the write under way, for its one retry */
 
     /* The source's. */
-    bool zero;                  /* content is zero and the frame may hold anything */
-    uint8_t phase;              /* of the step function, source's or sink's; 0 to begin with */
-    uint32_t piece;             /* most bytes to read at once; 0: no limit */
-    uint32_t at;                /* bytes of the chunk that are loaded; while storing, the sink's */
-    uint32_t run;               /* bytes being loaded behind `at` */
-    uint64_t physical;          /* where the run lies on the volume */
-    uint32_t ready;             /* the read under way, or the last one, ends here in the chunk */
-    bool alone;                 /* after an error: one run of one track at a time */
-    uint32_t take_at, take_end; /* tracks of the run still to be looked at in `take`, from its first */
-    uint32_t slot;              /* the before-image being taken; TZ_SLOT_NONE: zeros */
-    uint32_t tracks;            /* looked at, once for each run */
-    uint32_t taken;             /* of them: those that came from the sidefile */
-    uint32_t pushed;            /* slots given back and not yet announced */
+    bool zero;                        /* content is zero and the frame may hold anything */
+    uint8_t phase;                    /* of the step function, source's or sink's; 0 to begin with */
+    uint32_t read_piece, write_piece; /* most bytes in one request; 0: no limit */
+    uint32_t at;                      /* bytes of the chunk that are loaded; while storing, the sink's */
+    uint32_t run;                     /* bytes being loaded behind `at` */
+    uint64_t physical;                /* where the run lies on the volume */
+    uint32_t ready;                   /* the read under way, or the last one, ends here in the chunk */
+    bool alone;                       /* after an error: one run of one track at a time */
+    uint32_t take_at, take_end;       /* tracks of the run still to be looked at in `take`, from its first */
+    uint32_t slot;                    /* the before-image being taken; TZ_SLOT_NONE: zeros */
+    uint32_t slots;                   /* from the file tier: how many, in a row */
+    uint32_t tracks;                  /* looked at, once for each run */
+    uint32_t taken;                   /* of them: those that came from the sidefile */
+    uint32_t pushed;                  /* slots given back and not yet announced */
     uint32_t take[TZ_CHUNK_TRACK_WORDS];
     struct iovec iov[TZ_CHUNK_IOVS];
     uint32_t asked;  /* bytes that the read has to bring at least */
@@ -195,10 +196,13 @@ typedef struct tz_pace {
     uint64_t rate;    /* bytes a second; 0: no limit */
     uint64_t next_ns; /* the bucket: when what was admitted is paid for */
     bool yields;
-    uint64_t look_ns;       /* of the last look at the application */
-    uint64_t updates;       /* seen at that look */
-    uint32_t full;          /* chunks in flight over all workers, at full speed */
-    _Atomic uint32_t level; /* the same, now */
+    uint64_t look_ns;          /* of the last look at the application */
+    uint64_t updates;          /* the application's, until that look */
+    uint64_t seen;             /* of our requests, at that look */
+    _Atomic uint64_t requests; /* of ours */
+    _Atomic bool wide;         /* pieces */
+    uint32_t full;             /* chunks in flight over all workers, at full speed */
+    _Atomic uint32_t level;    /* the same, now */
 } tz_pace;
 
 /* How many chunks in flight pay (depth.c). */
@@ -285,7 +289,8 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config);
 uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes); /* 0: admitted; else ns to wait before asking again */
 void tz_pace_refund(tz_pace *pace, uint64_t bytes);
 uint32_t tz_pace_depth(tz_mover *mover, uint32_t worker); /* chunks the worker may have in flight now */
-uint32_t tz_pace_piece(const tz_pace *pace);              /* bytes to read at once; 0: no limit */
+uint32_t tz_pace_piece(const tz_pace *pace);              /* most bytes to read or write at once; 0: no limit */
+void tz_pace_requested(tz_pace *pace);                    /* a read or write of ours was submitted */
 uint64_t tz_pace_interval(void);                          /* ns between looks */
 void tz_pace_destroy(tz_pace *pace);
 

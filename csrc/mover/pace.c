@@ -6,22 +6,29 @@
  * (`next_ns`). A chunk is admitted when that time is not ahead of now, and moves it by its length / rate; a pause
  * earns at most TZ_BURST_NS of credit. What turned out not to be read is refunded.
  *
- * Yielding: every TZ_LOOK_NS the sessions' update counters are looked at. While they move, one request of
- * TZ_YIELD_PIECE is kept in flight over all workers; once they rest, the level doubles at each look up
- * to full depth. A sidefile that fills counts against yielding: between its low and high mark the level
- * rises in proportion from one to full, because a punctured session helps nobody.
+ * Yielding: every TZ_LOOK_NS the sessions' update counters are looked at. While they move, one chunk is kept in flight
+ * over all workers, in pieces, so that what an update finds in the device's queue is one request of ours; once they
+ * rest, the level doubles at each look up to full depth. A sidefile that fills counts against yielding: from halfway
+ * between its marks to the high one the level rises in proportion from one to full, because a punctured session
+ * helps nobody.
  *
- * Measured on a shared disk (4k random writes at depth 4, alone 48,000 IOPS): a copy with one request of
- * 256 KiB in flight leaves 19,000 (p99 0.45 ms) and takes 6.5 s for 4 GiB, eight of 1 MiB leave 1,900 (3.5 ms) and
- * take 2.7 s.
- * bench/intercept/README.md has the sweep over pieces, levels and pressure: none is better than these beyond its noise.
+ * Pieces are narrow for an application that has few updates, for it feels each wait and leaves us the device anyway,
+ * and wide for one that has more updates than we have requests: it keeps the queue full by itself, and gets as many
+ * turns as we do, so narrow ones would not let the backup get anywhere.
+ *
+ * bench/intercept/README.md has the sweeps over pieces, levels and pressure behind the constants.
  */
 #include "internal.h"
 
 #define TZ_BURST_NS    (20 * UINT64_C(1000000))
 #define TZ_LOOK_NS     (20 * UINT64_C(1000000))
 #define TZ_YIELD_LEVEL 1
-#define TZ_YIELD_PIECE (256 * TZ_KIB)
+
+#define TZ_NARROW_PIECE (256 * TZ_KIB)
+#define TZ_WIDE_PIECE   (512 * TZ_KIB)
+
+/* Updates for each request of ours: above this wide, below a quarter of it narrow, in between as before. */
+#define TZ_WIDE_UPDATES 1
 
 void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
 {
@@ -30,7 +37,9 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
     pace->next_ns = 0;
     pace->yields = config->opportunistic;
     pace->look_ns = 0;
-    pace->updates = 0;
+    pace->updates = pace->seen = 0;
+    atomic_init(&pace->requests, 0);
+    atomic_init(&pace->wide, false);
     pace->full = config->workers * config->depth;
     atomic_init(&pace->level, pace->full);
 }
@@ -76,13 +85,29 @@ void tz_pace_refund(tz_pace *pace, uint64_t bytes)
     pthread_mutex_unlock(&pace->lock);
 }
 
-/* What a filling sidefile asks for: in proportion between the marks. */
+/* What a filling sidefile asks for: in proportion between the middle of the marks and the high one. At the low mark
+ * the order of copying changes, which costs the application nothing; speed does. */
 static uint32_t level_for(const tz_activity *activity, uint32_t full)
 {
-    uint64_t span = activity->high > activity->low ? activity->high - activity->low : 1;
-    uint64_t over = activity->used > activity->low ? activity->used - activity->low : 0;
+    uint32_t from = activity->low + (activity->high - tz_min_u64(activity->low, activity->high)) / 2;
+    uint64_t span = activity->high > from ? activity->high - from : 1;
+    uint64_t over = activity->used > from ? activity->used - from : 0;
 
     return (uint32_t)tz_min_u64(full, TZ_YIELD_LEVEL + full * over / span);
+}
+
+/* Under the lock: wide pieces or narrow ones, from what happened since the last look. */
+static void choose_pieces(tz_pace *pace, uint64_t updates)
+{
+    uint64_t requests = atomic_load_explicit(&pace->requests, memory_order_relaxed);
+    uint64_t theirs = updates - tz_min_u64(pace->updates, updates), ours = requests - pace->seen;
+
+    pace->seen = requests;
+    /* Under a rate ours are few because the user says so. */
+    if (theirs > ours * TZ_WIDE_UPDATES && pace->rate == 0)
+        atomic_store(&pace->wide, true);
+    else if (4 * theirs < ours * TZ_WIDE_UPDATES)
+        atomic_store(&pace->wide, false);
 }
 
 /* Under the lock: the activity of all gates since the last look, and the level that follows from it. */
@@ -105,6 +130,7 @@ static void look(tz_mover *mover)
     }
     if (updates == pace->updates)
         level = (uint32_t)tz_min_u64(pace->full, 2 * (uint64_t)atomic_load(&pace->level));
+    choose_pieces(pace, updates);
     pace->updates = updates;
     atomic_store(&pace->level, level);
 }
@@ -131,5 +157,13 @@ uint32_t tz_pace_depth(tz_mover *mover, uint32_t worker)
 
 uint32_t tz_pace_piece(const tz_pace *pace)
 {
-    return pace->yields && atomic_load(&pace->level) < pace->full ? TZ_YIELD_PIECE : 0;
+    if (!pace->yields || atomic_load(&pace->level) >= pace->full)
+        return 0;
+    return atomic_load(&pace->wide) ? TZ_WIDE_PIECE : TZ_NARROW_PIECE;
+}
+
+void tz_pace_requested(tz_pace *pace)
+{
+    if (pace->yields)
+        atomic_fetch_add_explicit(&pace->requests, 1, memory_order_relaxed);
 }

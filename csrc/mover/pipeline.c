@@ -43,6 +43,7 @@ void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_
 {
     chunk->pending = true;
     chunk->op.user = chunk;
+    tz_pace_requested(&chunk->worker->mover->pace);
     tz_io_read(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
 }
 
@@ -68,6 +69,7 @@ void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64
     chunk->again.length = length;
     chunk->again.offset = offset;
     chunk->op.user = chunk;
+    tz_pace_requested(&chunk->worker->mover->pace);
     tz_io_write(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
 }
 
@@ -248,7 +250,7 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
     chunk->entry = (tz_index_entry){.origin = TZ_ORIGIN_DIRECT};
     chunk->zero = true;
     chunk->phase = 0;
-    chunk->piece = piece;
+    chunk->read_piece = chunk->write_piece = piece;
     chunk->at = chunk->run = chunk->ready = 0;
     chunk->alone = false;
     chunk->bounced.place = NULL;

@@ -8,7 +8,7 @@
  *   READ run from the volume ──▶ VALIDATE: set copied, learn preserved ──▶ TAKE each preserved track ──▶ next run
  *     │ all its tracks are            (only after the read has ended)          │ zero image: memset
  *     │ preserved already: no read needed ──▶                                  │ memory slot: memcpy
- *     └ error: again track by track; a track that cannot be                    └ file-tier slot: READ
+ *     └ error: again track by track; a track that cannot be                    └ file-tier slots in a row: READ
  *       read is lost only when it is not preserved
  *
  * Runs that follow each other on the volume, whatever lies between them in the file, are one read. Each is then
@@ -211,9 +211,56 @@ static int read_ended(tz_chunk *chunk)
 
 /* ---- taking before-images ---- */
 
+/* Tracks from take_at on, the first one in `slot`, whose slots of the file tier lie in a row, so that one request reads
+ * them: the gate writes a run of tracks to such slots. */
+static uint32_t slots_in_a_row(const tz_session_view *view, const tz_chunk *chunk, uint32_t slot)
+{
+    uint32_t most = chunk->take_end - chunk->take_at, n = 1;
+
+    if (chunk->read_piece)
+        most = (uint32_t)tz_min_u64(most, tz_max_u64(1, chunk->read_piece >> view->track_shift));
+    while (n < most && takes(chunk, chunk->take_at + n)) {
+        uint64_t track = first_track(view, chunk) + chunk->take_at + n;
+
+        /* Zero images have no slot, and are not looked for. */
+        if (tz_session_is_zero_image(view->header, track) || tz_session_find(view->header, track) != slot + n)
+            break;
+        n++;
+    }
+    return n;
+}
+
+/* Bytes of the run in `chunk->slots` tracks from that of `p` on: their parts are one stretch of the frame, and of the
+ * tier. */
+static uint32_t stretch_of(const tz_session_view *view, const tz_chunk *chunk, part p)
+{
+    uint64_t left = (uint64_t)(chunk->frame + chunk->at + chunk->run - p.place);
+
+    return (uint32_t)tz_min_u64(((uint64_t)chunk->slots << view->track_shift) - p.skip, left);
+}
+
+static int take_from_tier(tz_session_view *view, tz_chunk *chunk, part p)
+{
+    uint64_t offset = ((uint64_t)(chunk->slot - view->memory_slots) << view->track_shift) + p.skip;
+    uint32_t length;
+
+    if (view->tier.fd < 0)
+        return broken(chunk);
+    chunk->phase = LOAD_TIER;
+    chunk->slots = slots_in_a_row(view, chunk, chunk->slot);
+    length = stretch_of(view, chunk, p);
+    if (!lies_well(chunk, &view->tier, p.place, length, offset)) {
+        chunk->slots = (uint32_t)tz_min_u64(chunk->slots, tz_max_u64(1, BOUNCE_BYTES >> view->track_shift));
+        return read_bounced(view, chunk, &view->tier, p.place, stretch_of(view, chunk, p), offset);
+    }
+    chunk->asked = length;
+    tz_chunk_read(chunk, view->tier.fd, p.place, tz_align_up(length, view->tier.offset_align), offset);
+    return TZ_STEP_PENDING;
+}
+
 static int take_one(tz_session_view *view, tz_chunk *chunk)
 {
-    uint64_t track = first_track(view, chunk) + chunk->take_at, offset;
+    uint64_t track = first_track(view, chunk) + chunk->take_at;
     part p = part_of(view, chunk);
     uint32_t slot;
 
@@ -230,15 +277,7 @@ static int take_one(tz_session_view *view, tz_chunk *chunk)
         memcpy(p.place, (uint8_t *)tz_session_memory_slot(view->header, slot) + p.skip, p.length);
         return 0;
     }
-    if (view->tier.fd < 0)
-        return broken(chunk);
-    chunk->phase = LOAD_TIER;
-    offset = ((uint64_t)(slot - view->memory_slots) << view->track_shift) + p.skip;
-    if (!lies_well(chunk, &view->tier, p.place, p.length, offset))
-        return read_bounced(view, chunk, &view->tier, p.place, p.length, offset);
-    chunk->asked = p.length;
-    tz_chunk_read(chunk, view->tier.fd, p.place, tz_align_up(p.length, view->tier.offset_align), offset);
-    return TZ_STEP_PENDING;
+    return take_from_tier(view, chunk, p);
 }
 
 /* The last of several who needed the track has its part. */
@@ -276,14 +315,19 @@ static int track_done(tz_session_view *view, tz_chunk *chunk, bool taken)
 
 static int tier_read_ended(tz_session_view *view, tz_chunk *chunk)
 {
+    uint32_t slot = chunk->slot, count = chunk->slots;
     int error = read_ended(chunk);
 
     if (error) {
         chunk->side = TZ_SIDE_SESSION;
         return chunk->result < 0 ? error : -EPROTO;
     }
-    chunk->read += part_of(view, chunk).length;
-    return track_done(view, chunk, true);
+    for (uint32_t i = 0; i < count && error == 0; i++) {
+        chunk->slot = slot + i;
+        chunk->read += part_of(view, chunk).length;
+        error = track_done(view, chunk, true);
+    }
+    return error;
 }
 
 static int take_run(tz_session_view *view, tz_chunk *chunk)
@@ -334,7 +378,7 @@ static bool find_next(tz_chunk *chunk, tz_run_find find, uint32_t *at, tz_extent
 /* Adds what follows the run on the volume to its read, as long as it is to be read and lies well. */
 static uint32_t add_runs(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
 {
-    uint64_t most = chunk->piece ? tz_max_u64(chunk->piece, view->track_size) : chunk->length;
+    uint64_t most = chunk->read_piece ? tz_max_u64(chunk->read_piece, view->track_size) : chunk->length;
     uint32_t iovs = 1, at = chunk->ready, length;
     tz_extent run;
 
@@ -393,7 +437,7 @@ static int next_run(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
         memset(chunk->frame, 0, chunk->at);
     chunk->zero = false;
     chunk->physical = run.physical;
-    chunk->run = cut(view, chunk, &run, chunk->alone ? view->track_size : chunk->piece);
+    chunk->run = cut(view, chunk, &run, chunk->alone ? view->track_size : chunk->read_piece);
     if (chunk->at < chunk->ready || all_preserved(view, chunk, chunk->physical, chunk->run)) {
         validate(view, chunk);
         return 0;

@@ -6,6 +6,7 @@
  *
  *   content   WRITE aligned part ─▶ WRITE tail ─▶ done
  *             fresh: WRITE run ─▶ WRITE run ─▶ ... the runs between longer stretches of zeros
+ *             each of these in pieces while we yield
  *   zeros     fresh: done.   else: ZERO aligned part (punch, BLKZEROOUT) ─▶ tail as content
  *                                   └── cannot: as content
  */
@@ -80,6 +81,8 @@ static int write_from(image_sink *sink, tz_chunk *chunk, uint32_t at)
                 continue;
             end = run;
         }
+        if (chunk->write_piece)
+            end = (uint32_t)tz_min_u64(end, at + chunk->write_piece);
         chunk->phase = IMAGE_WRITING;
         chunk->at = end;
         chunk->written += end - at;

@@ -152,25 +152,38 @@ typedef struct packs_sink {
     tz_pack_writer *writer; /* shared */
 } packs_sink;
 
+/* The next piece of the chunk, at its place in the pack. */
+static int write_piece(tz_chunk *chunk, int fd)
+{
+    uint32_t bytes = (uint32_t)tz_align_up(chunk->length, TZ_FRAME_ALIGN), left = bytes - chunk->at;
+    uint32_t piece = chunk->write_piece ? (uint32_t)tz_min_u64(chunk->write_piece, left) : left, at = chunk->at;
+
+    if (left == 0)
+        return TZ_STEP_DONE;
+    chunk->at += piece;
+    chunk->written += piece;
+    tz_chunk_write(chunk, fd, chunk->frame + at, piece, chunk->entry.offset + at);
+    return TZ_STEP_PENDING;
+}
+
 static int store(tz_sink *base, tz_chunk *chunk)
 {
     packs_sink *sink = tz_container_of(base, packs_sink, base);
-    uint64_t bytes = tz_align_up(chunk->length, TZ_FRAME_ALIGN);
     int fd = -1, rc;
 
     if (chunk->phase == 1)
-        return chunk->result < 0 ? (int)chunk->result : TZ_STEP_DONE;
+        return chunk->result < 0 ? (int)chunk->result : write_piece(chunk, chunk->again.fd);
     if (chunk->zero)
         return TZ_STEP_DONE;
-    rc = reserve(sink->writer, bytes, &chunk->entry.pack, &chunk->entry.offset, &fd);
+    rc = reserve(sink->writer, tz_align_up(chunk->length, TZ_FRAME_ALIGN), &chunk->entry.pack, &chunk->entry.offset,
+                 &fd);
     if (rc < 0)
         return rc;
     tz_chunk_materialize(chunk, TZ_FRAME_ALIGN);
     chunk->entry.stored_length = chunk->length;
-    chunk->written += bytes;
     chunk->phase = 1;
-    tz_chunk_write(chunk, fd, chunk->frame, bytes, chunk->entry.offset);
-    return TZ_STEP_PENDING;
+    chunk->at = 0;
+    return write_piece(chunk, fd);
 }
 
 static void destroy(tz_sink *base)

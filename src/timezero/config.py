@@ -15,7 +15,8 @@ from timezero.places import default_control, default_nbd
 from timezero.units import GIB, KIB, MIB, parse_size
 
 TRACK_MIN, TRACK_MAX = 4 * KIB, MIB  # tz/common.h
-TRACK_USUAL = 16 * KIB  # bench/intercept/README.md
+TRACK_USUAL = 4 * KIB  # bench/intercept/README.md
+SLOT_BYTES = 40  # of tables, for a slot of the file tier at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENGINES = ("auto", "uring", "threads")
 
@@ -56,7 +57,7 @@ class SidefileConfig:
     the directory `path`. track: grain of interception; None for `track_for`.
     """
 
-    memory: int = 64 * MIB
+    memory: int = 128 * MIB
     path: str | None = None
     file: int = 0
     track: int | None = None
@@ -71,7 +72,7 @@ class Limits:
     """
 
     sessions: int = 16
-    memory: int = GIB
+    memory: int = 2 * GIB
     file: int = 64 * GIB
     connections: int = 128
 
@@ -117,13 +118,14 @@ def check_track(track: int) -> int:
     return track
 
 
-def track_for(volume: int, memory: int) -> int:
-    """The grain of interception, in bytes, for a volume and a cap of memory of so many bytes when nobody names one.
+def track_for(volume: int, memory: int, file: int = 0) -> int:
+    """The grain of interception when nobody names one, for a volume, a cap of memory and a file tier, all in bytes.
 
-    TRACK_USUAL; coarser where its bitmaps (half a byte a track) would take more than a quarter of the memory.
+    TRACK_USUAL; coarser where bitmaps (half a byte a track) and the tables of the file tier's slots would take more
+    than a quarter of the memory.
     """
     track = TRACK_USUAL
-    while track < TRACK_MAX and volume // track // 2 > memory // 4:
+    while track < TRACK_MAX and volume // track // 2 + file // track * SLOT_BYTES > memory // 4:
         track *= 2
     return track
 

@@ -142,7 +142,7 @@ def test_a_missing_file():
         (["--volume", "a=x", "--track", "2K"], "track"),
         (["--volume", "a=x", "--track", "2M"], "track"),
         (["--volume", "a=x", "--track", "nonsense"], "--track"),
-        (["--volume", "a=x", "--sidefile-memory", "4K"], "sidefile.memory"),
+        (["--volume", "a=x", "--sidefile-memory", "2K"], "sidefile.memory"),
         (["--volume", "a=x", "--sidefile-file", "4M"], "--sidefile-path"),
         (["--volume", "a=x", "--sidefile-path", "/tmp"], "--sidefile-file"),
         (["--volume", "a=x", "--sidefile-path", "/nonexistent", "--sidefile-file", "1M"], "not a directory"),
@@ -209,15 +209,17 @@ def test_a_name_that_is_allowed_is_a_plain_file_name(name):
 
 
 @pytest.mark.parametrize(
-    ("volume", "memory", "track"),
+    ("volume", "memory", "file", "track"),
     [
-        (0, 64 * MIB, 16 << 10),
-        (512 * GIB, 64 * MIB, 16 << 10),
-        (512 * GIB + (1 << 20), 64 * MIB, 32 << 10),
-        (16 << 40, 64 * MIB, 512 << 10),
-        (16 << 40, GIB, 32 << 10),
-        (1 << 60, MIB, MIB),
+        (0, 64 * MIB, 0, 4 << 10),
+        (128 * GIB, 64 * MIB, 0, 4 << 10),
+        (128 * GIB + (1 << 20), 64 * MIB, 0, 8 << 10),
+        (16 << 40, 64 * MIB, 0, 512 << 10),
+        (16 << 40, GIB, 0, 32 << 10),
+        (1 << 60, MIB, 0, MIB),
+        (0, 64 * MIB, GIB, 4 << 10),
+        (4 * GIB, 64 * MIB, 4 * GIB, 16 << 10),
     ],
 )
-def test_unless_named_tracks_are_fine_and_their_bitmaps_a_quarter_of_the_memory(volume, memory, track):
-    assert track_for(volume, memory) == track
+def test_unless_named_tracks_are_fine_and_their_tables_a_quarter_of_the_memory(volume, memory, file, track):
+    assert track_for(volume, memory, file) == track

@@ -117,9 +117,10 @@ class Registry:
         defaults = self._defaults
         memory = defaults.memory if memory_bytes is None else memory_bytes
         track = defaults.track if track_size is None else track_size
+        file = defaults.file if file_bytes is None else file_bytes
         if track is None:
-            track = track_for(max(self._volumes[volume].size for volume in volumes), memory)
-        return Wish(track, memory, defaults.file if file_bytes is None else file_bytes)
+            track = track_for(max(self._volumes[volume].size for volume in volumes), memory, file)
+        return Wish(track, memory, file)
 
     def prepare(self, name: str, volumes: Sequence[str], wish: Wish, domain: Collection[str] = ()) -> Group:
         """Allocate a session over `volumes`, over tracks still to be set of those in `domain`.
