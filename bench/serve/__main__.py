@@ -1,6 +1,6 @@
 """timezero's NBD data plane beside qemu-nbd, qemu-storage-daemon (both direct, io_uring) and nbdkit's file plugin.
 
-    python -m bench.serve [--full] [--size 1G] [--seconds S] [--rounds N] [--only disk|memory|gate]... [--json FILE]
+    python -m bench.serve [--full] [--size 1G] [--seconds S] [--rounds N] [--only disk|memory|gate]... [--apart] [--json FILE]
 
 fio's nbd engine, on a volume in a file on disk and in memory (tmpfs): 4k random reads and writes at depth 1 and 16,
 128k sequential ones at depth 16. Rounds alternate; figures are medians, `ratio` says how many times the row's rate
@@ -59,10 +59,11 @@ def beside(part: str, volume: Path, folder: Path, options: argparse.Namespace) -
     loads = [load for load in LOADS if options.load in load.name]
 
     def once(contender: Contender, load: Load) -> Figures:
-        return measure(contender, volume, folder, load, options.seconds)
+        return measure(contender, volume, folder, load, options.seconds, apart=options.apart)
 
     alternate(rows, loads, options.rounds, once, say)
-    print(f"\nvolume of {format_size(options.size)} {'on disk' if part == 'disk' else 'in memory'}")
+    where = f"{'on disk' if part == 'disk' else 'in memory'}{', fio on a CPU of its own' if options.apart else ''}"
+    print(f"\nvolume of {format_size(options.size)} {where}")
     print(table(rows, loads))
     return {"part": part, "results": as_json(rows, loads)}
 
@@ -87,6 +88,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=PARTS, help="may be repeated")
     parser.add_argument("--load", default="", help="only loads whose name has this in it")
     parser.add_argument("--poll-us", action="append", default=[], type=int, help="another row of timezero (repeat)")
+    parser.add_argument("--apart", action="store_true", help="fio has a CPU for itself, the server all others")
     parser.add_argument("--disk", default=".", type=Path, help="directory for the volume on disk")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -65,6 +65,14 @@ typedef struct tz_engine {
     void (*destroy)(tz_io *io);                 /* frees io */
 } tz_engine;
 
+/* What polling has learnt (polling.c has the reasons). */
+typedef struct tz_polling {
+    uint64_t window_ns; /* how long a spin may last; 0: never */
+    uint32_t score;     /* above 0: spin before sleeping */
+    uint32_t streak;    /* short waits in a row while not spinning */
+    uint32_t needed;    /* as many of them start it */
+} tz_polling;
+
 /* The head of both engines' objects. */
 struct tz_io {
     const tz_engine *engine;
@@ -72,7 +80,8 @@ struct tz_io {
     uint32_t inflight;
     bool started;
     pthread_t owner;
-    uint64_t poll_ns, window_ns; /* what was configured; how long the next spin may last */
+    uint32_t files; /* of inflight: those that wait for a file, not for a peer or a clock */
+    tz_polling polling;
     tz_inbox inbox;
 };
 
@@ -161,9 +170,21 @@ void tz_io_fini(tz_io *io);
 void tz_inbox_complete(tz_inbox *inbox, tz_io_op *op);
 bool tz_inbox_any(tz_inbox *inbox);
 
+static inline bool tz_io_anything_due(tz_io *io)
+{
+    return io->ready.head || tz_inbox_any(&io->inbox);
+}
+
 /* The owner announces its sleep; false (and no sleep) when something is there already. */
 bool tz_inbox_sleep(tz_inbox *inbox);
 void tz_inbox_awake(tz_inbox *inbox);
+
+/* ---- polling.c ---- */
+
+void tz_polling_init(tz_polling *polling, uint32_t poll_us);
+
+/* A turn that may sleep: spins before it where that has been worth it. */
+int tz_polling_turn(tz_io *io, int64_t timeout_ns);
 
 /* ---- the engines ---- */
 

@@ -118,8 +118,7 @@ static void collect_completed(tz_io *io)
 int tz_io_init(tz_io *io, const tz_engine *engine, const tz_io_config *config)
 {
     io->engine = engine;
-    io->poll_ns = (uint64_t)config->poll_us * 1000;
-    io->window_ns = io->poll_ns;
+    tz_polling_init(&io->polling, config->poll_us);
     io->inbox.eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return io->inbox.eventfd < 0 ? -errno : 0;
 }
@@ -207,11 +206,22 @@ uint32_t tz_io_inflight(const tz_io *io)
 
 /* ---- ops ---- */
 
+static bool is_of_file(const tz_io_op *op)
+{
+    return op->opcode < TZ_IO_RECV;
+}
+
+static void count_in(tz_io *io, const tz_io_op *op)
+{
+    io->inflight++;
+    io->files += is_of_file(op);
+}
+
 void tz_io_submit(tz_io *io, tz_io_op *op)
 {
     int rc = tz_transfer_begin(op);
 
-    io->inflight++;
+    count_in(io, op);
     if (rc < 0)
         tz_op_ready(io, op, rc);
     else
@@ -236,7 +246,7 @@ static void submit_here(tz_io *io, tz_io_op *op)
 {
     int rc = tz_transfer_begin(op);
 
-    io->inflight++;
+    count_in(io, op);
     tz_op_ready(io, op, rc < 0 ? rc : tz_transfer_blocking(op));
 }
 
@@ -289,48 +299,11 @@ static int deliver(tz_io *io)
     io->ready = (tz_op_list){NULL, NULL};
     while ((op = tz_op_list_pop(&due))) {
         io->inflight--;
+        io->files -= is_of_file(op);
         op->done(op, op->engine.result);
         ran++;
     }
     return ran;
-}
-
-static bool anything_due(tz_io *io)
-{
-    return io->ready.head || tz_inbox_any(&io->inbox);
-}
-
-/* Something to collect within the window? */
-static bool spin(tz_io *io, uint64_t until)
-{
-    do {
-        for (int i = 0; i < 16; i++) {
-            if (anything_due(io) || io->engine->peek(io))
-                return true;
-            tz_cpu_relax();
-        }
-    } while (tz_now_ns() < until);
-    return false;
-}
-
-/* Spins for a window before it sleeps. A wait that the full window would have covered opens the window, a longer
- * one halves it, down to nothing: an idle engine does not burn its CPU. */
-static int turn_polling(tz_io *io, int64_t timeout_ns)
-{
-    uint64_t began = tz_now_ns(), took;
-    uint64_t window = timeout_ns < 0 ? io->window_ns : tz_min_u64(io->window_ns, (uint64_t)timeout_ns);
-    int rc = io->engine->turn(io, 0);
-
-    if (rc < 0 || anything_due(io))
-        return rc;
-    if (window && spin(io, began + window))
-        rc = io->engine->turn(io, 0);
-    if (rc < 0 || anything_due(io))
-        return rc;
-    rc = io->engine->turn(io, timeout_ns);
-    took = tz_now_ns() - began;
-    io->window_ns = took <= io->poll_ns ? io->poll_ns : io->window_ns / 2 < 1000 ? 0 : io->window_ns / 2;
-    return rc;
 }
 
 static int start(tz_io *io)
@@ -353,9 +326,7 @@ int tz_io_run(tz_io *io, int64_t timeout_ns)
     if (rc < 0)
         return rc;
     assert(pthread_equal(io->owner, pthread_self()));
-    if (timeout_ns != 0 && anything_due(io))
-        timeout_ns = 0;
-    rc = timeout_ns != 0 && io->poll_ns ? turn_polling(io, timeout_ns) : io->engine->turn(io, timeout_ns);
+    rc = timeout_ns == 0 || tz_io_anything_due(io) ? io->engine->turn(io, 0) : tz_polling_turn(io, timeout_ns);
     if (rc < 0)
         return rc;
     collect_completed(io);

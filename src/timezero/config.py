@@ -87,7 +87,7 @@ class ServeConfig:
     allow_remote: bool = False
     reactors: int = 1
     engine: str = "auto"
-    poll_us: int = 0  # a reactor looks this long for work before it sleeps
+    poll_us: int = 50  # a reactor looks this long for work before it sleeps, where that has paid off; 0: never
     quiet: bool = False
     sidefile: SidefileConfig = SidefileConfig()
     limits: Limits = Limits()

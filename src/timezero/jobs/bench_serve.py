@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,9 +187,22 @@ def _peak_memory(pid: int) -> int:
 # ---- loads ----
 
 
-def fio(uri: str, load: Load, seconds: float) -> dict[str, Any]:
-    """Run a load; what fio's JSON says of its one direction. Raises TimezeroError."""
-    command = [
+def _cpus() -> tuple[set[int], set[int]]:
+    """(the server's, the client's) when they are kept apart: the last one is the client's."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return set(cpus[:-1] or cpus), {cpus[-1]}
+
+
+def _keep_server_apart(pid: int) -> None:
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), _cpus()[0])
+
+
+def fio(uri: str, load: Load, seconds: float, *, apart: bool = False) -> dict[str, Any]:
+    """Run a load; what fio's JSON says of its one direction. Raises TimezeroError. apart: on the client's CPU alone."""
+    command = ["taskset", "--cpu-list", ",".join(map(str, _cpus()[1]))] if apart else []
+    command += [
         "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", f"--rw={load.rw}", f"--bs={load.block}",
         f"--iodepth={load.depth}", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--norandommap",
         "--randrepeat=0", "--scramble_buffers=0", "--percentile_list=50:99:99.9", "--output-format=json",
@@ -210,10 +223,12 @@ def fio(uri: str, load: Load, seconds: float) -> dict[str, Any]:
     return dict(job["write" if load.writes else "read"])
 
 
-def run_load(pid: int, uri: str, load: Load, seconds: float) -> Figures:
-    """One load on a running server."""
+def run_load(pid: int, uri: str, load: Load, seconds: float, *, apart: bool = False) -> Figures:
+    """One load on a running server. apart: fio has a CPU for itself, the server all others."""
+    if apart:
+        _keep_server_apart(pid)
     before = _cpu_seconds(pid)
-    result = fio(uri, load, seconds)
+    result = fio(uri, load, seconds, apart=apart)
     cpu = _cpu_seconds(pid) - before
     if not result["total_ios"]:
         raise TimezeroError(f"no request was answered within {seconds:g} s")
@@ -222,14 +237,21 @@ def run_load(pid: int, uri: str, load: Load, seconds: float) -> Figures:
 
 
 def measure(
-    contender: Contender, volume: Path, folder: Path, load: Load, seconds: float, *, read_only: bool = False
+    contender: Contender,
+    volume: Path,
+    folder: Path,
+    load: Load,
+    seconds: float,
+    *,
+    read_only: bool = False,
+    apart: bool = False,
 ) -> Figures:
     """Start, load, end. The page cache forgets the volume first, for those who go through it."""
     with volume.open("rb") as file:
         os.fdatasync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with running(contender, volume, folder, read_only=read_only) as (pid, uri):
-        return run_load(pid, uri, load, seconds)
+        return run_load(pid, uri, load, seconds, apart=apart)
 
 
 def alternate(

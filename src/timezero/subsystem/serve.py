@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-session-memory", metavar="SIZE", help="memory of all sessions together (default 2G)")
     add("--reactors", metavar="N", type=int, help="threads that serve volumes (default 1)")
     add("--engine", choices=("auto", "uring", "threads"), help="I/O engine (default: $TIMEZERO_IO or auto)")
-    add("--poll-us", metavar="N", type=int, help="a reactor looks this long for work before it sleeps (default 0)")
+    add("--poll-us", metavar="N", type=int, help="look this long for work before sleeping, where it pays (default 50)")
     add("--quiet", action="store_true", help="no log lines about sessions")
 
 
