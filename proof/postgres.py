@@ -200,7 +200,9 @@ def judge(images: dict[str, Path], folder: Path, acknowledged: dict[tuple[int, i
         link.symlink_to(wal / "wal")
         (data / "cluster" / "postmaster.pid").unlink(missing_ok=True)
         with Database(data / "cluster", folder / "run").running() as database:
-            there = {tuple(map(int, row.split("|"))) for row in database.sql("SELECT client, n FROM acknowledged").split()}
+            there = {
+                tuple(map(int, row.split("|"))) for row in database.sql("SELECT client, n FROM acknowledged").split()
+            }
             sums = database.sql(_SUMS).split("|")
             faults = [f"the sums of accounts, tellers, branches, history differ: {sums}"] * (len(set(sums)) != 1)
             owed = {key for key, instant in acknowledged.items() if instant < t0_ns / 1e9}
@@ -242,13 +244,18 @@ class World:
 
     def timezero(self, *words: object) -> Any:
         done = subprocess.run(
-            [sys.executable, "-m", "timezero", *map(str, words), "--json"], capture_output=True, text=True, timeout=TIMEOUT
+            [sys.executable, "-m", "timezero", *map(str, words), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
         )
         if done.returncode:
             raise RuntimeError(f"timezero {words[0]}: exit code {done.returncode}: {done.stderr.strip()[-1000:]}")
         return json.loads(done.stdout)
 
-    def round(self, number: int, seconds: int, pause: float, late_s: float = 0) -> tuple[dict[str, Any], int, list[str]]:
+    def round(
+        self, number: int, seconds: int, pause: float, late_s: float = 0
+    ) -> tuple[dict[str, Any], int, list[str]]:
         """A backup after `pause` seconds of load; its document, the commits of the round, what is wrong.
 
         late_s: judge as if T0 had been so many seconds later. Then something has to be wrong, or the judge is blind.
@@ -287,9 +294,10 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=5, help="of pgbench")
     options = parser.parse_args()
     wrong = 0
-    with tempfile.TemporaryDirectory(prefix="timezero-postgres-", dir="/var/tmp") as base, world(
-        Path(base), options.scale
-    ) as here:
+    with (
+        tempfile.TemporaryDirectory(prefix="timezero-postgres-", dir="/var/tmp") as base,
+        world(Path(base), options.scale) as here,
+    ):
         for number in range(options.rounds):
             backup, commits, faults = here.round(number, options.seconds, random.uniform(0.3, options.seconds / 2))
             wrong += bool(faults)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from timezero.jobs.backup import BackupResult, backup
     from timezero.jobs.copy import CopyResult, copy
-    from timezero.jobs.options import MoverOptions, SessionOptions
+    from timezero.jobs.options import FileOptions, MoverOptions, SessionOptions
     from timezero.jobs.progress import Progress
     from timezero.jobs.restore import RestoreResult, restore
     from timezero.jobs.verify import VerifyResult, verify
@@ -42,6 +42,7 @@ __all__ = [
     "BackupResult",
     "CopyResult",
     "DeadlineError",
+    "FileOptions",
     "LockedError",
     "MoverOptions",
     "NoRepositoryError",
@@ -69,6 +70,7 @@ __getattr__ = late(
         **dict.fromkeys(_ERRORS, "timezero.errors"),
         "BackupResult": "timezero.jobs.backup",
         "CopyResult": "timezero.jobs.copy",
+        "FileOptions": "timezero.jobs.options",
         "MoverOptions": "timezero.jobs.options",
         "Progress": "timezero.jobs.progress",
         "Repository": "timezero.repository",

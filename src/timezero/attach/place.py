@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from timezero.places import runtime_directory
 from timezero.errors import LockedError, TimezeroError
+from timezero.places import runtime_directory
 
 _LOCK_WAIT_S = 60.0
 

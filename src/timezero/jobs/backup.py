@@ -174,7 +174,9 @@ class _Backup:
         in_part = self._files.volumes if self._files else []
         for volume in in_part:
             if volume in volumes:
-                raise UsageError(f"volume {volume} is designated whole, and files on it are in it: name one or the other")
+                raise UsageError(
+                    f"volume {volume} is designated whole, and files on it are in it: name one or the other"
+                )
         if volumes or in_part:
             self.served = self._stack.enter_context(Served([*volumes, *in_part], self._session, domain=in_part))
         if self._files and self.served:

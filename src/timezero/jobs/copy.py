@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from timezero.errors import UsageError
 from timezero.jobs import moving, targets
 from timezero.jobs.at_rest import AtRest
-from timezero.jobs.datasets import Designated, designate
+from timezero.jobs.datasets import Designated, designate, split_files
 from timezero.jobs.options import MoverOptions, SessionOptions, check_sizes
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.serving import Served
@@ -66,6 +67,8 @@ def copy(
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
     check_sizes(session.track_size or 4096, chunk_size)
+    if split_files([source])[1]:
+        raise UsageError(f"{source}: copy takes a whole volume or what is at rest: files on a volume are backed up")
     dataset = designate(source)
     session.check_quiesce(served=dataset.path is None)
     targets.check_target(target, force=force)
