@@ -57,7 +57,8 @@ _SUMS = """SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbal
 _INDEXES = """SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid"""
 
-_HEAPS = """SELECT count(v.*) FROM pg_class c, LATERAL verify_heapam(c.oid) v WHERE c.relkind = 'r' AND c.relpersistence = 'p'"""
+_HEAPS = """SELECT count(v.*) FROM pg_class c, LATERAL verify_heapam(c.oid) v
+WHERE c.relkind = 'r' AND c.relpersistence = 'p'"""
 
 
 def program(name: str) -> str:
@@ -303,8 +304,8 @@ def main() -> int:
             wrong += bool(faults)
             intercepted = sum(dataset["intercepted"] for dataset in backup["datasets"])
             print(
-                f"round {number + 1}: {commits} commits, suspended {backup['suspension']['total_us']} us, {intercepted} "
-                f"updates intercepted: {'; '.join(faults[:3]) or 'recovered, whole, nothing lost'}",
+                f"round {number + 1}: {commits} commits, suspended {backup['suspension']['total_us']} us, "
+                f"{intercepted} updates intercepted: {'; '.join(faults[:3]) or 'recovered, whole, nothing lost'}",
                 flush=True,
             )
     return 1 if wrong else 0

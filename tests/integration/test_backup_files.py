@@ -1,13 +1,12 @@
 """Datasets that are files: on busy file systems of served volumes, all at one T0, and equal to what they were then.
 
-The reference is read through the file system while it is frozen for T0, by the test itself: nothing of how timezero finds
-and reads the data takes part in it.
+The reference is read through the file system while it is frozen for T0, by the test itself: nothing of how timezero
+finds and reads the data takes part in it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import sqlite3
@@ -91,8 +90,8 @@ def populate(directory: Path, count: int = 40) -> None:
     (directory / "empty").touch()
 
 
-#: Everything that files have to endure, as fast as it goes: overwritten in place, appended to, truncated, renamed, replaced,
-#: deleted, made anew, punched.
+#: What files have to endure, as fast as it goes: overwritten in place, appended to, truncated, renamed, replaced,
+#: deleted, made anew.
 ACTIVITY = """
 import os, random, sys
 root, seed = sys.argv[1], int(sys.argv[2])
@@ -367,12 +366,8 @@ def test_a_copy_of_what_cannot_be_mapped_says_what_it_is(world, tmp_path):
     outside.write_bytes(b"elsewhere" * 1000)
     outcome = timezero("backup", "--repo", here.repo, "--control", here.server.control, f"data:{outside}")
     assert outcome.code == 2 and str(outside) in outcome.err
-    document = json.loads(
-        timezero(
-            "backup", "--repo", here.repo, "--control", here.server.control, "--read-through", "--json", f"data:{root}/mapped",
-            f"data:{outside}",
-        ).out
-    )  # fmt: skip
+    words = ["backup", "--repo", here.repo, "--control", here.server.control, "--read-through"]
+    document = succeed(*words, f"data:{root}/mapped", f"data:{outside}")
     methods = {dataset["name"]: dataset["method_used"] for dataset in document["datasets"]}
     assert methods == {f"data:{root}/mapped": "session", f"data:{outside}": "read-through"}
 

@@ -195,7 +195,7 @@ def _backup(parser: argparse.ArgumentParser) -> None:
         "datasets",
         nargs="+",
         metavar="DATASET",
-        help="NAME of a served volume; NAME:/PATH or NAME:/PATTERN, files on it; PATH of a file or device, or NAME=PATH",
+        help="NAME of a served volume; files on it, NAME:/PATH or NAME:/PATTERN; PATH of a file or device; NAME=PATH",
     )
     _source(parser)
     _session(parser)

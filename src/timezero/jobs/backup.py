@@ -100,9 +100,9 @@ def backup(
     """Back up datasets, the served volumes among them, and files on them, with one T0.
 
     repository: its directory; made on first use when missing or empty. datasets: names of served volumes, VOLUME:/path
-    and VOLUME:/pattern for files on their file systems, paths of files and devices at rest, NAME=PATH. fuzzy: take sources at rest that change meanwhile. chunk_size: bytes, None
-    for the repository's. Raises PartialBackupError when a part of the datasets was committed, TimezeroError and its
-    kinds when nothing was.
+    and VOLUME:/pattern for files on their file systems, paths of files and devices at rest, NAME=PATH. fuzzy: take
+    sources at rest that change meanwhile. chunk_size: bytes, None for the repository's. Raises PartialBackupError when
+    a part of the datasets was committed, TimezeroError and its kinds when nothing was.
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
     if chunk_size is None:

@@ -127,7 +127,7 @@ class Served:
         return found
 
     def suspend(self, files: Files | None = None) -> None:
-        """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; the application runs on either way."""
+        """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""
         formed: dict[str, int] = {"map_us": 0}  # whole volumes need no map: their concordance is the identity
         until = self._options.deadline_us / 1e6
         with self._quiesced() as quiesced, files.formed(self, until, formed) if files else nullcontext():
