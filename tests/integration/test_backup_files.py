@@ -62,9 +62,9 @@ class World:
 
 @pytest.fixture
 def world(serve, tmp_path) -> Iterator:
-    """world({volume: kind of file system}, **serve options) -> World."""
+    """world({volume: kind of file system}, folder, **serve options) -> World."""
     with ExitStack() as stack:
-        yield lambda kinds, **serving: World(serve, tmp_path, stack, kinds, **serving)
+        yield lambda kinds, folder=tmp_path, **serving: World(serve, folder, stack, kinds, **serving)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -334,6 +334,30 @@ def test_what_a_file_dataset_refuses(world, tmp_path):
     assert not here.repo.exists() or not list((here.repo / "recovery-points").iterdir())
     (root / "d" / "after").write_bytes(b"not frozen")
     os.sync()
+
+
+def test_a_sidefile_that_would_be_frozen_is_refused(world, tmp_path):
+    """Its file tier lies on the file system that other files of the group are on: thawing would wait for itself."""
+    data = world({"data": "ext4"})
+    root = data.roots["data"]
+    (root / "tier").mkdir()
+    (tmp_path / "second").mkdir()
+    logs = world({"logs": "ext4"}, tmp_path / "second", sidefile_path=root / "tier", sidefile_file="16M")
+    for here in (root, logs.roots["logs"]):
+        (here / "f").write_bytes(b"f" * 5000)
+    controls = ["--control", data.server.control, "--control", logs.server.control]
+    outcome = timezero("backup", "--repo", data.repo, *controls, f"data:{root}/f", f"logs:{logs.roots['logs']}/f")
+    assert outcome.code == 2 and "sidefile of volume logs" in outcome.err, outcome.err
+    succeed(
+        "backup",
+        "--repo",
+        data.repo,
+        "--control",
+        logs.server.control,
+        "--deadline",
+        "20s",
+        f"logs:{logs.roots['logs']}/f",
+    )
 
 
 def test_a_killed_backup_leaves_nothing_frozen(world, busy):

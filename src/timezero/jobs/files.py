@@ -78,6 +78,12 @@ class Files:
 
         for mount in self._mounts.values():
             mounts.verify(mount, served.reader(mount.volume), served.size(mount.volume))
+        for volume, device in served.sidefile_devices().items():
+            if device in self._mounts:
+                raise UsageError(
+                    f"the sidefile of volume {volume} lies on {self._mounts[device].point}, which has to be frozen: thawing "
+                    "would wait for itself; serve with a --sidefile-path elsewhere"
+                )
 
     @contextmanager
     def formed(self, served: Served, deadline_s: float, times: dict[str, int]) -> Iterator[None]:

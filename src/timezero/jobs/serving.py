@@ -102,6 +102,11 @@ class Served:
             at = tracks.next_set((begin + len(piece)) * 8)
         self._group.set_domain(volume)
 
+    def sidefile_devices(self) -> dict[str, int]:
+        """{volume: st_dev of the file tier of its sidefile}, of those that have one."""
+        tiers = {name: part.handles["file_fd"] for name, part in self._parts.items()}
+        return {name: os.fstat(fd).st_dev for name, fd in tiers.items() if fd >= 0}
+
     def reader(self, volume: str) -> Callable[[int, int], bytes]:
         """Reads `length` bytes of a volume from `offset` on, as they are now, in its own cache mode."""
         descriptor = self._parts[volume].handles["volume_fd"]
