@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero.errors import TimezeroError, UsageError
@@ -22,8 +23,9 @@ from timezero.jobs.moving import in_words
 from timezero.jobs.options import FileOptions, SessionOptions
 
 if TYPE_CHECKING:
+    from timezero._native.bitmap import Bitmap
     from timezero._native.mover import Source
-    from timezero.concordance.mapping import FileMap
+    from timezero.concordance.mapping import Concordance, FileMap
     from timezero.concordance.metadata import Metadata
     from timezero.concordance.selection import FileDataset, Selection
     from timezero.jobs.serving import Served
@@ -81,8 +83,8 @@ class Files:
         for volume, device in served.sidefile_devices().items():
             if device in self._mounts:
                 raise UsageError(
-                    f"the sidefile of volume {volume} lies on {self._mounts[device].point}, which has to be frozen: thawing "
-                    "would wait for itself; serve with a --sidefile-path elsewhere"
+                    f"the sidefile of volume {volume} lies on {self._mounts[device].point}, which has to be frozen: "
+                    "thawing would wait for itself; serve with a --sidefile-path elsewhere"
                 )
 
     @contextmanager
@@ -118,8 +120,7 @@ class Files:
         concordance = map_files(self._mapped)
         self.gone = concordance.gone
         for volume in self.volumes:
-            tracks = -(-served.size(volume) // served.track_size)
-            served.set_domain(volume, concordance.domain(volume, served.track_size, tracks))
+            served.set_domain(volume, partial(_designate, concordance, volume, served.track_size))
         self._maps = concordance
 
     # ---- after T0 ----
@@ -155,6 +156,10 @@ class Files:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def _designate(concordance: Concordance, volume: str, track_size: int, tracks: Bitmap) -> None:
+    concordance.domain(volume, track_size, len(tracks), into=tracks)
 
 
 def _servers(controls: Sequence[str]) -> list[Any]:

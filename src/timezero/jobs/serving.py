@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from timezero.quiesce import Quiesced
 
 
-_DOMAIN_PIECE = 256 << 10  # bytes of a domain written at once
-
 _NONSENSE = "the storage subsystem's answer makes no sense: is it of this version?"
 
 
@@ -89,17 +87,20 @@ class Served:
                 self._views[volume] = SessionView(self._parts[volume].handles)
         return self._views[volume]
 
-    def set_domain(self, volume: str, tracks: Bitmap) -> None:
-        """Designate the tracks of a volume; before `suspend`'s gates close."""
-        descriptor = self._parts[volume].domain_fd
-        words = memoryview(tracks.words).cast("B")
-        at = tracks.next_set()
-        while at is not None:  # what has no track in it is zero already, and may be gigabytes
-            begin = at // 8 // _DOMAIN_PIECE * _DOMAIN_PIECE
-            piece = words[begin : begin + _DOMAIN_PIECE]
-            if os.pwrite(descriptor, piece, begin) != len(piece):
-                raise TimezeroError(f"{volume}: its domain cannot be told to the storage subsystem")
-            at = tracks.next_set((begin + len(piece)) * 8)
+    def set_domain(self, volume: str, fill: Callable[[Bitmap], object]) -> None:
+        """Designate tracks of a volume, before `suspend`'s gates close.
+
+        `fill` sets their bits in the memory where the storage subsystem takes them from: most of it is never touched.
+        """
+        import mmap
+
+        from timezero._native.bitmap import Bitmap
+
+        tracks = -(-self.size(volume) // self.track_size)
+        with mmap.mmap(self._parts[volume].domain_fd, 0) as memory:
+            bitmap = Bitmap(tracks, memory)
+            fill(bitmap)
+            del bitmap  # it holds the mapping
         self._group.set_domain(volume)
 
     def sidefile_devices(self) -> dict[str, int]:
