@@ -56,7 +56,7 @@ def draw(document: dict[str, Any], picture: Path) -> None:
     panels[1].set_yscale("log")
     panels[1].set_xlabel(f"seconds for a backup of {document['size'] / (1 << 30):g} GiB")
     panels[0].legend()
-    figure.savefig(picture, dpi=120)
+    figure.savefig(picture, dpi=90)
 
 
 def main() -> int:
