@@ -1,6 +1,7 @@
 """timezero's NBD data plane beside qemu-nbd, qemu-storage-daemon (both direct, io_uring) and nbdkit's file plugin.
 
-    python -m bench.serve [--full] [--size 1G] [--seconds S] [--rounds N] [--only disk|memory|gate]... [--apart] [--json FILE]
+    python -m bench.serve [--full] [--size 1G] [--seconds S] [--rounds N] [--only disk|memory|gate]... [--apart]
+                          [--json FILE]
 
 fio's nbd engine, on a volume in a file on disk and in memory (tmpfs): 4k random reads and writes at depth 1 and 16,
 128k sequential ones at depth 16. Rounds alternate; figures are medians, `ratio` says how many times the row's rate
