@@ -200,7 +200,7 @@ def test_what_a_command_is_given(tmp_path: Path) -> None:
 
 
 def test_a_command_has_its_own_group_and_ordinary_signals(tmp_path: Path) -> None:
-    run_hook(f"exec:post=cat /proc/$$/stat /proc/$$/status > {tmp_path}/out")
+    run_hook(f"exec:post=exec cat /proc/self/stat /proc/self/status > {tmp_path}/out")
     text = (tmp_path / "out").read_text()
     pid, group = text.split()[0], text.split()[4]
     assert pid == group
