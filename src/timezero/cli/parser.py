@@ -22,8 +22,8 @@ class _Formatter(argparse.HelpFormatter):
     """As wide as the terminal, without the module that argparse would ask, which brings all compressors along."""
 
     def __init__(self, prog: str) -> None:
-        columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=(int(columns) if columns.isdecimal() else columns_of(1)) - 2)
+        wish = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=(int(wish) if wish.isdecimal() and int(wish) else columns_of(1)) - 2)
 
 
 class _Parser(argparse.ArgumentParser):
