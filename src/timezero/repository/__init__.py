@@ -1,5 +1,6 @@
 """The repository, format 1: recovery points as immutable files (docs/repository-format.md)."""
 
+from timezero.repository.files import FileRecord
 from timezero.repository.index import IndexHeader
 from timezero.repository.manifest import DatasetRecord, FailureRecord, Manifest, PackRecord
 from timezero.repository.point import RecoveryPoint
@@ -10,6 +11,7 @@ from timezero.repository.writer import PointWriter
 __all__ = [
     "DatasetRecord",
     "FailureRecord",
+    "FileRecord",
     "IndexHeader",
     "Manifest",
     "PackRecord",

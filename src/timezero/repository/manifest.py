@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from timezero.errors import TimezeroError
-from timezero.repository import documents, index, names
+from timezero.repository import documents, files, index, names
 from timezero.repository.documents import Fields
+from timezero.repository.files import FileRecord
 
-#: T0 by a session's gate; a source that nobody wrote to; a source that may have changed meanwhile.
-METHODS = ("session", "at-rest", "fuzzy")
+#: T0 by a session's gate; a source that nobody wrote to; a file copied through its file system, and so not at T0;
+#: a source that may have changed meanwhile. The weakest last.
+METHODS = ("session", "at-rest", "read-through", "fuzzy")
+_METHODS_OF_FORMAT_1 = ("session", "at-rest", "fuzzy")
 _METHOD = "|".join(METHODS)
 _INSTANT_MAX = 2**63 - 1
 
@@ -33,9 +37,11 @@ class PackRecord:
 class DatasetRecord:
     """A dataset of a recovery point.
 
-    size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. intercepted: updates that the gate held;
+    size, chunk_size: bytes. digest: SHA-256 of the index, in hex. intercepted: updates that the gate held;
     sidefile_high_water_bytes: the most that before-images took at once; both 0 when no one served the source. counts:
     how the chunks were obtained and what was moved. session: the gate's final report; None when no one served it.
+    inode: of a dataset that is a file, whose name is VOLUME:/PATH; None for a volume. index_offset: where its index
+    lies in the gathered indexes, in bytes; None when it is a file of its own.
     """
 
     name: str
@@ -49,16 +55,36 @@ class DatasetRecord:
     sidefile_high_water_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     session: dict[str, int] | None = None
+    inode: FileRecord | None = None
+    index_offset: int | None = None
 
     @property
     def file(self) -> str:
         """The file name of its index."""
-        return names.index_file(self.name)
+        return names.index_file(self.name) if self.index_offset is None else names.GATHERED_FILE
+
+    @property
+    def path(self) -> str | None:
+        """The absolute path of a dataset that is a file; None for a volume."""
+        return None if self.inode is None else self.inode.path(self.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The dataset's object in the manifest."""
+        fields = {name: getattr(self, name) for name in _PLAIN}
+        fields["file"] = self.file
+        if self.index_offset is not None:
+            fields["index_offset"] = self.index_offset
+        if self.inode is not None:
+            fields["inode"] = self.inode.to_json()
+        return fields
 
     @property
     def header(self) -> index.IndexHeader:
         """The header its index must have."""
         return index.IndexHeader(self.chunk_size, self.size)
+
+
+_PLAIN = [each.name for each in dataclasses.fields(DatasetRecord) if each.name not in ("inode", "index_offset")]
 
 
 @dataclass(frozen=True)
@@ -106,14 +132,30 @@ class Manifest:
 
     def dataset(self, name: str) -> DatasetRecord | None:
         """The dataset of that name."""
-        return next((dataset for dataset in self.datasets if dataset.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, DatasetRecord]:
+        return {dataset.name: dataset for dataset in self.datasets}
+
+    @property
+    def format(self) -> int:
+        """The lowest format that says it all: 2 with gathered indexes or a method that readers of 1 do not know."""
+        known = all(
+            dataset.index_offset is None
+            and dataset.method_used in _METHODS_OF_FORMAT_1
+            and dataset.method_requested in _METHODS_OF_FORMAT_1
+            for dataset in self.datasets
+        )
+        return names.FORMAT if known else names.MANIFEST_FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """The members of the document, without its digest."""
-        fields = {"format": names.FORMAT, **dataclasses.asdict(self)}
-        for record, dataset in zip(fields["datasets"], self.datasets, strict=True):
-            record["file"] = dataset.file
-        return fields
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        fields["packs"] = [vars(pack) for pack in self.packs]
+        fields["datasets"] = [dataset.to_json() for dataset in self.datasets]
+        fields["failed"] = [vars(failure) for failure in self.failed]
+        return {"format": self.format, **fields}
 
     def encode(self) -> bytes:
         """The manifest as it is stored."""
@@ -122,7 +164,7 @@ class Manifest:
 
 def parse(fields: Fields, point_id: str) -> Manifest:
     """The manifest in a document whose digest has been checked."""
-    check_format(fields, f"recovery point {point_id}")
+    check_format(fields, f"recovery point {point_id}", names.MANIFEST_FORMAT)
     suspension = fields.object("suspension")
     manifest = Manifest(
         id=fields.text("id", 64),
@@ -151,12 +193,12 @@ def parse(fields: Fields, point_id: str) -> Manifest:
     return manifest
 
 
-def check_format(fields: Fields, what: str) -> None:
+def check_format(fields: Fields, what: str, newest: int) -> None:
     """Refuse a document of a format that this version does not know."""
     version = fields.integer("format", 1)
-    if version > names.FORMAT:
+    if version > newest:
         raise TimezeroError(
-            f"{what}: has format {version}, and this timezero knows formats up to {names.FORMAT}: use a newer timezero"
+            f"{what}: has format {version}, and this timezero knows formats up to {newest}: use a newer timezero"
         )
 
 
@@ -168,8 +210,12 @@ def _pack(fields: Fields) -> PackRecord:
 
 
 def _dataset(fields: Fields) -> DatasetRecord:
+    name = fields.text("name", names.NAME_MAX_BYTES)
+    if (problem := names.dataset_name_problem(name)) is not None:
+        fields.fail(f"'name' cannot be that of a dataset: {problem}")
+    inode = fields.object("inode") if "inode" in fields else None
     record = DatasetRecord(
-        name=fields.text("name", names.NAME_MAX_BYTES),
+        name=name,
         source=fields.text("source", 2 * names.NAME_MAX_BYTES),
         method_requested=fields.text("method_requested", 20, _METHOD),
         method_used=fields.text("method_used", 20, _METHOD),
@@ -180,9 +226,9 @@ def _dataset(fields: Fields) -> DatasetRecord:
         sidefile_high_water_bytes=fields.integer("sidefile_high_water_bytes"),
         counts=fields.numbers("counts"),
         session=None if fields.object("session") is None else fields.numbers("session"),
+        inode=None if inode is None else files.parse(inode, name),
+        index_offset=fields.integer("index_offset") if "index_offset" in fields else None,
     )
-    if (problem := names.dataset_name_problem(record.name)) is not None:
-        fields.fail(f"'name' cannot be that of a dataset: {problem}")
     if fields.text("file", 300) != record.file:
         fields.fail("'file' is not the index file of this dataset")
     return record
