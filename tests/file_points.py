@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 def commit_files(
     repo: Path, files: Mapping[str, Path], *, volume: str = "data", chunk_size: int = CHUNK, gather: bool = True
 ) -> str:
-    """Back up {absolute path in the recovery point: file here} as file datasets of `volume`. The recovery point's id."""
+    """Back up files as datasets of `volume`, {path in the recovery point: file here}. The recovery point's id."""
     repository = Repository.open_or_create(str(repo))
     with repository.begin() as writer:
         packs_fd = os.open(writer.packs_path, os.O_RDONLY | os.O_DIRECTORY)
