@@ -9,6 +9,9 @@ from timezero.cli.output import Output, plain, table
 from timezero.errors import UsageError
 from timezero.units import GIB, format_instant, format_size
 
+#: Files that are told one by one where nobody asked for all.
+_FILES_TOLD = 20
+
 if TYPE_CHECKING:
     from timezero.jobs.bench import BenchResult
     from timezero.jobs.options import MoverOptions, SessionOptions
@@ -127,7 +130,7 @@ def _list(options: Any, output: Output) -> int:
                 str(len(m.datasets)),
                 format_size(m.size),
                 format_size(m.stored),
-                " ".join(dataset.name for dataset in m.datasets) + (f" ({len(m.failed)} failed)" if m.failed else ""),
+                _names(m) + (f" ({len(m.failed)} failed)" if m.failed else ""),
             )
             for m in (point.manifest for point in points)
         ]
@@ -143,6 +146,22 @@ def _list(options: Any, output: Output) -> int:
     return VerificationError.exit_code if damaged else 0
 
 
+def _names(manifest: Manifest) -> str:
+    """Its volumes by name, and how many files of which."""
+    plain_ones = [dataset.name for dataset in manifest.datasets if dataset.inode is None]
+    counted = [f"{volume}: {count} file{'s' * (count > 1)}" for volume, count in _file_counts(manifest).items()]
+    return ", ".join([*([" ".join(plain_ones)] if plain_ones else []), *counted])
+
+
+def _file_counts(manifest: Manifest) -> dict[str, int]:
+    """{volume: how many of its files are datasets}."""
+    counts: dict[str, int] = {}
+    for dataset in manifest.datasets:
+        if dataset.inode is not None:
+            counts[dataset.inode.volume] = counts.get(dataset.inode.volume, 0) + 1
+    return counts
+
+
 def _brief(manifest: Manifest) -> dict[str, Any]:
     return {
         "id": manifest.id,
@@ -151,7 +170,8 @@ def _brief(manifest: Manifest) -> dict[str, Any]:
         "method": manifest.method,
         "size": manifest.size,
         "stored": manifest.stored,
-        "datasets": [dataset.name for dataset in manifest.datasets],
+        "datasets": [dataset.name for dataset in manifest.datasets if dataset.inode is None],
+        "files": _file_counts(manifest),
         "failed": [failure.name for failure in manifest.failed],
     }
 
@@ -162,18 +182,22 @@ def _show(options: Any, output: Output) -> int:
     manifest = Repository(options.repo).point(options.point).manifest
     output.result(
         lambda: {"t0": format_instant(manifest.t0_ns), **manifest.to_json()},
-        lambda: _manifest_text(manifest),
+        lambda: _manifest_text(manifest, every_file=True),
     )
     return 0
 
 
-def _manifest_text(manifest: Manifest) -> str:
+def _manifest_text(manifest: Manifest, *, every_file: bool = False) -> str:
     lines = [
         f"{manifest.id}  T0 {format_instant(manifest.t0_ns)}  on {plain(manifest.host)}"
         + _suspension_text(manifest.suspension)
     ]
     rows = []
+    files = [dataset for dataset in manifest.datasets if dataset.inode is not None]
+    leave_out = len(files) > _FILES_TOLD and not every_file
     for dataset in manifest.datasets:
+        if leave_out and dataset.inode is not None:
+            continue
         counts = dataset.counts
         from_sidefile = counts.get("chunks_sidefile", 0) + counts.get("chunks_mixed", 0)
         requested = "" if dataset.method_used == dataset.method_requested else f" (asked: {dataset.method_requested})"
@@ -190,7 +214,15 @@ def _manifest_text(manifest: Manifest) -> str:
             )
         )
     headings = ("DATASET", "METHOD", "SIZE ", "ZERO ", "DIRECT ", "SIDEFILE ", "INTERCEPTED ", "HIGH WATER ")
-    lines.append(table(headings, rows))
+    if rows:
+        lines.append(table(headings, rows))
+    if files:
+        size, held = (
+            format_size(sum(dataset.size for dataset in files)),
+            sum(dataset.inode.data_size for dataset in files if dataset.inode),
+        )
+        told = ", ".join(f"{volume}: {count}" for volume, count in _file_counts(manifest).items())
+        lines.append(plain(f"{len(files)} files ({told}), {size}, {format_size(held)} without holes"))
     lines += [f"failed: {plain(failure.error)}" for failure in manifest.failed]
     return "\n".join(lines)
 
@@ -217,22 +249,34 @@ def _verify(options: Any, output: Output) -> int:
 
 
 def _restore(options: Any, output: Output) -> int:
-    from timezero.jobs.restore import restore
+    from timezero.jobs.restore import PartialRestoreError, restore
 
     point, slash, dataset = options.point.partition("/")
     if slash and not dataset:
         raise UsageError(f"{options.point!r}: POINT/DATASET lacks its dataset")
     output.to_stderr = options.target == "-"
-    result = restore(
-        options.repo,
-        point,
-        options.target,
-        dataset=dataset or None,
-        force=options.force,
-        mover=_mover(options),
-        progress=output.progress(),
-    )
+    try:
+        result = restore(
+            options.repo,
+            point,
+            options.target,
+            dataset=dataset or None,
+            in_place=options.in_place,
+            force=options.force,
+            mover=_mover(options),
+            progress=output.progress(),
+        )
+    except PartialRestoreError as error:
+        for problem in list(error.result.failed.values())[1:]:
+            output.line(f"timezero: {problem}")
+        raise
+    if result.notes:
+        name, notes = next(iter(result.notes.items()))
+        more = f" (and {len(result.notes) - 1} more files)" if len(result.notes) > 1 else ""
+        output.line(f"timezero: {name}: not restored of its metadata: {'; '.join(notes)}{more}")
     lines = [f"{plain(name)} -> {plain(target)}" for name, target in result.targets.items()]
+    if len(lines) > _FILES_TOLD:
+        lines = [f"{len(lines)} datasets -> {plain(options.target or '/')}"]
     output.result(result.to_json, lambda: "\n".join([*lines, f"{format_size(result.size)} in {result.seconds:.2f} s"]))
     return 0
 

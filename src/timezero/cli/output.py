@@ -21,6 +21,8 @@ _JSON_S = 1.0
 
 def plain(text: str) -> str:
     """`text` on one line and harmless to a terminal: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

@@ -232,9 +232,14 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 def _restore(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument(
-        "point", metavar="POINT[/DATASET]", help="id, unique prefix of one, or latest; and one of its datasets"
+        "point",
+        metavar="POINT[/DATASET]",
+        help="id, unique prefix of one, or latest; and one of its datasets, a directory of files or a glob",
     )
-    parser.add_argument("target", metavar="TARGET", help="file, block device, directory, or - for standard output")
+    parser.add_argument(
+        "target", metavar="TARGET", nargs="?", help="file, block device, directory, or - for standard output"
+    )
+    parser.add_argument("--in-place", action="store_true", help="instead of TARGET: files go where they came from")
     parser.add_argument("--force", action="store_true", help="replace files, overwrite a device that is in use")
     _mover(parser)
 

@@ -10,7 +10,6 @@ Errors: TimezeroError, UsageError.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING
 from timezero._linux.stack import Identity, identity_of, standing_on
 from timezero.errors import TimezeroError, UsageError
 from timezero.jobs import devices
-from timezero.repository import durable, names
+from timezero.jobs.newfile import NewFile
+from timezero.repository import durable
 from timezero.units import MIB, format_size
 
 if TYPE_CHECKING:
@@ -62,54 +62,39 @@ class FileTarget(Target):
         self.name = path
         self._size = size
         self._replace = force
+        self._file: NewFile | None = None
+        self._parent = -1
         # With a link as target the file it points to is replaced, not the link.
         self._path = os.path.realpath(path) if force else os.path.abspath(path)
         self._directory = os.path.dirname(self._path)
-        self._temporary = os.path.join(self._directory, names.temporary_name())
-        self._fd = -1
         try:
-            self._fd, self._named = self._create()
+            self._parent = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
+            self._file = NewFile(self._parent, os.path.basename(self._path))
             if force and os.path.exists(self._path):
-                os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
+                os.fchmod(self._file.fd, stat.S_IMODE(os.stat(self._path).st_mode))
         except OSError as error:
             self.discard()
             raise TimezeroError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def _create(self) -> tuple[int, bool]:
-        """A descriptor, and whether it has the temporary name."""
-        # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            return os.open(self._directory, flags | os.O_TMPFILE, 0o600), False
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
-                raise
-        return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, 0o600), True
-
-    def _give_name(self, name: str) -> None:
-        """Name the image; FileExistsError when the name is taken."""
-        if self._named:
-            durable.move_new(self._temporary, name)
-        else:
-            # Python follows the link to the file only when a descriptor is given, though an absolute path needs none.
-            os.link(f"/proc/self/fd/{self._fd}", name, src_dir_fd=self._fd, follow_symlinks=True)
+    @property
+    def fd(self) -> int:
+        """The file, until it is discarded."""
+        assert self._file is not None
+        return self._file.fd
 
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
 
-        return Sink.image(self._fd, self._size, fresh=True)
+        return Sink.image(self.fd, self._size, fresh=True)
 
     def publish(self) -> None:
         try:
-            if os.fstat(self._fd).st_size != self._size:
+            assert self._file is not None
+            if os.fstat(self.fd).st_size != self._size:
                 raise TimezeroError(f"{self.name}: somebody else changed it while it was written")
-            os.fsync(self._fd)
-            if self._replace:
-                if not self._named:
-                    self._give_name(self._temporary)
-                os.rename(self._temporary, self._path)
-            else:
-                self._give_name(self._path)
+            os.fsync(self.fd)
+            self._file.publish(replace=self._replace)
             durable.sync_directory(self._directory)
         except FileExistsError:
             raise TimezeroError(f"{self.name}: was made by somebody else meanwhile: it is left alone") from None
@@ -117,10 +102,12 @@ class FileTarget(Target):
             raise TimezeroError(f"{self.name}: cannot be made durable: {error.strerror}") from error
 
     def discard(self) -> None:
-        durable.remove(self._temporary)
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        parent, self._parent = self._parent, -1
+        if parent >= 0:
+            os.close(parent)
 
 
 class DeviceTarget(Target):

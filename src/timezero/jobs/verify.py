@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from timezero.errors import TimezeroError, VerificationError
-from timezero.jobs.moving import Moving
+from timezero.jobs.batches import batches, packs_used
+from timezero.jobs.moving import Moving, Transfer
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.restore import index_source
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Damaged chunks told one by one of a dataset; a disk that lost more has made its point.
 DAMAGE_LIMIT = 100
-#: Entries (tz_index_entry) seen as 32-bit words: which hold the pack's number and the stored length.
-_WORDS, _PACK_WORD, _LENGTH_WORD = ENTRY_BYTES // 4, 2, 3
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,42 @@ def verify(
     return result
 
 
+_Outcome = Transfer | TimezeroError
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Chunks [first, end) of a dataset, with its index entries and the packs that they need."""
+
+    record: DatasetRecord
+    entries: bytes
+    packs: Mapping[int, int]
+    first: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return min(self.end * self.record.chunk_size, self.record.size) - self.first * self.record.chunk_size
+
+    def source(self) -> Source:
+        """The mover's. Raises VerificationError."""
+        entries = self.entries[self.first * ENTRY_BYTES : self.end * ENTRY_BYTES]
+        return index_source(self.record, entries, self.packs, size=self.size)
+
+    def damaged(self, outcome: _Outcome) -> int | None:
+        """The number of the chunk that the transfer ended at; None when all are intact. Raises other errors."""
+        if isinstance(outcome, TimezeroError):
+            raise outcome
+        error = outcome.error()
+        if error is None:
+            return None
+        offset = int(outcome.report["error_offset"])
+        if abs(int(outcome.report["error"])) not in (errno.EBADMSG, errno.EIO) or not 0 <= offset < self.size:
+            raise error
+        return self.first + offset // self.record.chunk_size
+
+
 class _Verification:
     """One recovery point's."""
 
@@ -114,68 +149,75 @@ class _Verification:
                 stack.callback(os.close, fd)
                 # Where direct I/O is not to be had, what is clean in the cache is dropped, so that the disk is read.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            for record in self._point.datasets:
-                self._dataset(record, packs)
+            for batch in batches(self._point.datasets, 1 + len(packs)):
+                self._batch(batch, packs)
 
-    def _dataset(self, record: DatasetRecord, packs: Mapping[int, int]) -> None:
+    def _batch(self, batch: Sequence[DatasetRecord], packs: Mapping[int, int]) -> None:
+        """Check datasets with one mover. Those that it finds damaged are looked at once more, each on its own."""
         before = self._result.size
-        self._result.datasets += 1
-        self._result.size += record.size
-        try:
-            entries = self._point.entries(record)
-            for number in sorted(_packs_used(entries) - packs.keys()):
-                problem = self._broken.get(number, f"it needs pack {number}, which the manifest does not have")
-                raise VerificationError(f"{record.name}: {problem}")
-            self._chunks(record, entries, packs, before)
-        except TimezeroError as error:
-            self._damaged(record, None, str(error))
+        self._result.datasets += len(batch)
+        self._result.size += sum(record.size for record in batch)
+        pieces = [piece for record in batch if (piece := self._piece(record, packs)) is not None]
+        for piece, outcome in zip(pieces, self._move(pieces, before), strict=True):
+            try:
+                self._settle(piece, outcome)
+            except TimezeroError as error:
+                self._damaged(piece.record, None, str(error))
         self._meter.update(self._result.size)
 
-    def _chunks(self, record: DatasetRecord, entries: bytes, packs: Mapping[int, int], before: int) -> None:
-        """Check all chunks. A transfer ends at a damaged one: what lies before and behind is checked on its own."""
-        ranges = [(0, len(entries) // ENTRY_BYTES)] if entries else []
-        found = 0
+    def _piece(self, record: DatasetRecord, packs: Mapping[int, int]) -> _Piece | None:
+        """All chunks of a dataset; None when there are none, or none that can be looked at."""
+        try:
+            entries = self._point.entries(record)
+            used = packs_used(entries)
+            for number in sorted(used - packs.keys()):
+                problem = self._broken.get(number, f"it needs pack {number}, which the manifest does not have")
+                raise VerificationError(f"{record.name}: {problem}")
+        except TimezeroError as error:
+            self._damaged(record, None, str(error))
+            return None
+        needed = {number: packs[number] for number in used}
+        return _Piece(record, entries, needed, 0, len(entries) // ENTRY_BYTES) if entries else None
+
+    def _settle(self, piece: _Piece, outcome: _Outcome) -> None:
+        """Note what is damaged. A transfer ends at a damaged chunk: what lies before and behind is checked then."""
+        damaged = piece.damaged(outcome)
+        record, ranges, found = piece.record, [(piece.first, piece.end)], 0
         while ranges:
             first, end = ranges.pop()
-            damaged = self._range(record, entries, packs, first, end, before)
+            if found:  # the first range has been moved already
+                part = dataclasses.replace(piece, first=first, end=end)
+                damaged = part.damaged(self._move([part], self._result.size - record.size)[0])
             if damaged is None:
                 continue
+            where = damaged * record.chunk_size
+            problem = f"{record.name}: damaged at byte {where}"
+            self._damaged(record, where, f"{problem}: the stored data does not match its digest or cannot be read")
             found += 1
             if found >= DAMAGE_LIMIT:
                 self._damaged(record, None, f"{record.name}: {DAMAGE_LIMIT} chunks are damaged, and more may be")
                 return
             ranges += [(low, high) for low, high in ((damaged + 1, end), (first, damaged)) if low < high]
 
-    def _range(
-        self, record: DatasetRecord, entries: bytes, packs: Mapping[int, int], first: int, end: int, before: int
-    ) -> int | None:
-        """Check chunks [first, end); the number of a damaged one, or None."""
+    def _move(self, pieces: Sequence[_Piece], before: int) -> list[_Outcome]:
+        """Read and check pieces of one chunk size with one mover; how each ended."""
         from timezero._native.mover import Sink
 
-        part = entries[first * ENTRY_BYTES : end * ENTRY_BYTES]
-        at = first * record.chunk_size
-        size = min(end * record.chunk_size, record.size) - at
-        source: Source = index_source(record, part, packs, size=size)
-        with Moving(self._options, record.chunk_size, [size]) as machine:
-            transfer = machine.add(record.name, source, Sink.null(), target="")
-            machine.run(lambda done: self._meter.update(before + at + done))
-            self._result.bytes_read += int(transfer.report["bytes_read"])
-            error = transfer.error()
-        if error is None:
-            return None
-        offset = int(transfer.report["error_offset"])
-        if abs(int(transfer.report["error"])) not in (errno.EBADMSG, errno.EIO) or not 0 <= offset < size:
-            raise error
-        chunk = first + offset // record.chunk_size
-        where = chunk * record.chunk_size
-        problem = f"{record.name}: damaged at byte {where}"
-        self._damaged(record, where, f"{problem}: the stored data does not match its digest or cannot be read")
-        return chunk
+        outcomes: list[_Outcome] = []
+        if not pieces:
+            return outcomes
+        with Moving(self._options, pieces[0].record.chunk_size, [piece.size for piece in pieces]) as machine:
+            for piece in pieces:
+                try:
+                    source = piece.source()
+                except TimezeroError as error:
+                    outcomes.append(error)
+                else:
+                    outcomes.append(machine.add(piece.record.name, source, Sink.null(), target=""))
+            if machine.transfers:
+                machine.run(lambda done: self._meter.update(before + done))
+            self._result.bytes_read += sum(int(transfer.report["bytes_read"]) for transfer in machine.transfers)
+        return outcomes
 
     def _damaged(self, record: DatasetRecord, offset: int | None, problem: str) -> None:
         self._result.damage.append(Damage(self._point.id, record.name, offset, f"{self._point.id}: {problem}"))
-
-
-def _packs_used(entries: bytes) -> set[int]:
-    words = memoryview(entries).cast("I")
-    return {pack for pack, length in zip(words[_PACK_WORD::_WORDS], words[_LENGTH_WORD::_WORDS], strict=True) if length}

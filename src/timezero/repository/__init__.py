@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from timezero._late import late
 
 if TYPE_CHECKING:
+    from timezero.repository.files import FileRecord
     from timezero.repository.index import IndexHeader
     from timezero.repository.manifest import DatasetRecord, FailureRecord, Manifest, PackRecord
     from timezero.repository.point import RecoveryPoint
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DatasetRecord",
     "FailureRecord",
+    "FileRecord",
     "IndexHeader",
     "Manifest",
     "PackRecord",
@@ -32,6 +34,7 @@ __getattr__ = late(
     {
         "DatasetRecord": "timezero.repository.manifest",
         "FailureRecord": "timezero.repository.manifest",
+        "FileRecord": "timezero.repository.files",
         "IndexHeader": "timezero.repository.index",
         "Manifest": "timezero.repository.manifest",
         "PackRecord": "timezero.repository.manifest",

@@ -20,15 +20,26 @@ from timezero.errors import TimezeroError, VerificationError
 _T = TypeVar("_T")
 _TRAILER = re.compile(rb' "digest": "sha256:([0-9a-f]{64})"\n}\n')
 _TRAILER_BYTES = len(b' "digest": "sha256:"\n}\n') + 64
-#: A manifest has less than a KiB a dataset; this leaves room for more datasets than a host has volumes.
-DOCUMENT_MAX_BYTES = 16 << 20
+#: A manifest has less than a KiB a dataset: room for some two hundred thousand.
+DOCUMENT_MAX_BYTES = 128 << 20
 
 
 def render(fields: Mapping[str, Any]) -> bytes:
-    """The file content of a document with these members (none of them "digest")."""
-    body = json.dumps(dict(fields), indent=1, ensure_ascii=True).encode("ascii")
-    head = body.removesuffix(b"\n}") + b",\n"
+    """The file content of a document with these members (none of them "digest").
+
+    A line a member, and one an object in a list: to be read by people, and written by json's C encoder, which knows no
+    indentation.
+    """
+    lines = [f" {json.dumps(key)}: {_member(value)},\n" for key, value in fields.items()]
+    head = "".join(("{\n", *lines)).encode("ascii")
     return head + b' "digest": "sha256:%s"\n}\n' % hashlib.sha256(head).hexdigest().encode()
+
+
+def _member(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+        objects = ",\n  ".join(map(json.dumps, value))
+        return f"[\n  {objects}\n ]"
+    return json.dumps(value)
 
 
 def parse(content: bytes, where: str) -> Fields:
@@ -92,6 +103,13 @@ class Fields:
         """Raise VerificationError for this document."""
         raise VerificationError(f"{self._where}: altered or truncated: {problem}")
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._members
+
+    def raw(self) -> dict[str, Any]:
+        """The members as they are, for a reader with checks of its own."""
+        return self._members
+
     def _get(self, key: str) -> Any:
         if key not in self._members:
             self.fail(f"{key!r} is missing")
@@ -127,8 +145,13 @@ class Fields:
 
     def numbers(self, key: str) -> dict[str, int]:
         """An object of non-negative integers."""
-        inner = Fields(self._get(key), f"{self._where}: {key}")
-        return {name: inner.integer(name, 0, 2**64 - 1) for name in inner._members}
+        found = self._get(key)
+        if not isinstance(found, dict):
+            self.fail(f"{key!r} is not an object")
+        for name, value in found.items():
+            if type(value) is not int or not 0 <= value < 2**64:
+                self.fail(f"{key!r}: {name!r} is not an integer from 0 to {2**64 - 1}")
+        return dict(found)
 
     def object(self, key: str) -> Fields | None:
         """An object, or None for null."""

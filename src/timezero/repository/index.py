@@ -1,4 +1,6 @@
-"""An index file: a header of 64 bytes, then an entry of 48 bytes (tz_index_entry) a chunk. Little-endian.
+"""An index: a header of 64 bytes, then an entry of 48 bytes (tz_index_entry) a chunk. Little-endian.
+
+It is a file of its own, or lies with others in the gathered indexes of its recovery point.
 
 Errors: VerificationError when a file is not the index it should be.
 """
@@ -37,7 +39,7 @@ class IndexHeader(NamedTuple):
 
     @property
     def file_bytes(self) -> int:
-        """Size of the index file."""
+        """Size of the index."""
         return HEADER_BYTES + self.chunks * ENTRY_BYTES
 
     def encode(self) -> bytes:
@@ -46,7 +48,7 @@ class IndexHeader(NamedTuple):
 
 
 def digest(header: IndexHeader, entries: bytes) -> str:
-    """SHA-256 of the index file, in hex."""
+    """SHA-256 of the index, in hex."""
     state = hashlib.sha256(header.encode())
     state.update(entries)
     return state.hexdigest()
@@ -62,7 +64,30 @@ def read(path: str, expected: IndexHeader, expected_digest: str) -> bytes:
         raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
     if size != expected.file_bytes:
         raise VerificationError(f"{path}: altered or truncated: {size} bytes instead of {expected.file_bytes}")
-    content = documents.read_limited(path, expected.file_bytes)
+    return _checked(documents.read_limited(path, expected.file_bytes), path, expected, expected_digest)
+
+
+def read_gathered(path: str, offset: int, expected: IndexHeader, expected_digest: str) -> bytes:
+    """The entries of an index that lies at byte `offset` of the file of many."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise VerificationError(f"{path}: the indexes are missing") from None
+    except OSError as error:
+        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        size = os.fstat(fd).st_size
+        if size - offset < expected.file_bytes:  # before memory is asked for
+            raise VerificationError(f"{path}: altered or truncated: {size} bytes, and an index at {offset} needs more")
+        content = os.pread(fd, expected.file_bytes, offset)
+    except OSError as error:
+        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return _checked(content, f"{path}: at byte {offset}", expected, expected_digest)
+
+
+def _checked(content: bytes, path: str, expected: IndexHeader, expected_digest: str) -> bytes:
     if content[:HEADER_BYTES] != expected.encode():
         raise VerificationError(f"{path}: altered or truncated: its header does not fit the manifest")
     if hashlib.sha256(content).hexdigest() != expected_digest:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from timezero.errors import TimezeroError
-from timezero.repository import documents, index, names
+from timezero.repository import documents, files, index, names
 from timezero.repository.documents import Fields
+from timezero.repository.files import FileRecord
 
-#: T0 by a session's gate; a source that nobody wrote to; a source that may have changed meanwhile.
-METHODS = ("session", "at-rest", "fuzzy")
+#: T0 by a session's gate; a source that nobody wrote to; a file copied through its file system, and so not at T0;
+#: a source that may have changed meanwhile. The weakest last.
+METHODS = ("session", "at-rest", "read-through", "fuzzy")
+_METHODS_OF_FORMAT_1 = ("session", "at-rest", "fuzzy")
 _METHOD = "|".join(METHODS)
 _INSTANT_MAX = 2**63 - 1
 
@@ -29,9 +32,11 @@ class PackRecord(NamedTuple):
 class DatasetRecord(NamedTuple):
     """A dataset of a recovery point.
 
-    size, chunk_size: bytes. digest: SHA-256 of the index file, in hex. intercepted: updates that the gate held;
+    size, chunk_size: bytes. digest: SHA-256 of the index, in hex. intercepted: updates that the gate held;
     sidefile_high_water_bytes: the most that before-images took at once; both 0 when no one served the source. counts:
     how the chunks were obtained and what was moved. session: the gate's final report; None when no one served it.
+    inode: of a dataset that is a file, whose name is VOLUME:/PATH; None for a volume. index_offset: where its index
+    lies in the gathered indexes, in bytes; None when it is a file of its own.
     """
 
     name: str
@@ -45,11 +50,29 @@ class DatasetRecord(NamedTuple):
     sidefile_high_water_bytes: int
     counts: dict[str, int]
     session: dict[str, int] | None
+    inode: FileRecord | None = None
+    index_offset: int | None = None
 
     @property
     def file(self) -> str:
         """The file name of its index."""
-        return names.index_file(self.name)
+        return names.index_file(self.name) if self.index_offset is None else names.GATHERED_FILE
+
+    @property
+    def path(self) -> str | None:
+        """The absolute path of a dataset that is a file; None for a volume."""
+        return None if self.inode is None else self.inode.path(self.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The dataset's object in the manifest."""
+        fields = self._asdict()
+        del fields["inode"], fields["index_offset"]
+        fields["file"] = self.file
+        if self.index_offset is not None:
+            fields["index_offset"] = self.index_offset
+        if self.inode is not None:
+            fields["inode"] = self.inode.to_json()
+        return fields
 
     @property
     def header(self) -> index.IndexHeader:
@@ -102,13 +125,24 @@ class Manifest(NamedTuple):
         """The dataset of that name."""
         return next((dataset for dataset in self.datasets if dataset.name == name), None)
 
+    @property
+    def format(self) -> int:
+        """The lowest format that says it all: 2 with gathered indexes or a method that readers of 1 do not know."""
+        known = all(
+            dataset.index_offset is None
+            and dataset.method_used in _METHODS_OF_FORMAT_1
+            and dataset.method_requested in _METHODS_OF_FORMAT_1
+            for dataset in self.datasets
+        )
+        return names.FORMAT if known else names.MANIFEST_FORMAT
+
     def to_json(self) -> dict[str, Any]:
         """The members of the document, without its digest."""
         return {
-            "format": names.FORMAT,
+            "format": self.format,
             **self._asdict(),
             "packs": [pack._asdict() for pack in self.packs],
-            "datasets": [{**dataset._asdict(), "file": dataset.file} for dataset in self.datasets],
+            "datasets": [dataset.to_json() for dataset in self.datasets],
             "failed": [failure._asdict() for failure in self.failed],
         }
 
@@ -119,7 +153,7 @@ class Manifest(NamedTuple):
 
 def parse(fields: Fields, point_id: str) -> Manifest:
     """The manifest in a document whose digest has been checked."""
-    check_format(fields, f"recovery point {point_id}")
+    check_format(fields, f"recovery point {point_id}", names.MANIFEST_FORMAT)
     suspension = fields.object("suspension")
     manifest = Manifest(
         id=fields.text("id", 64),
@@ -148,12 +182,12 @@ def parse(fields: Fields, point_id: str) -> Manifest:
     return manifest
 
 
-def check_format(fields: Fields, what: str) -> None:
+def check_format(fields: Fields, what: str, newest: int) -> None:
     """Refuse a document of a format that this version does not know."""
     version = fields.integer("format", 1)
-    if version > names.FORMAT:
+    if version > newest:
         raise TimezeroError(
-            f"{what}: has format {version}, and this timezero knows formats up to {names.FORMAT}: use a newer timezero"
+            f"{what}: has format {version}, and this timezero knows formats up to {newest}: use a newer timezero"
         )
 
 
@@ -165,8 +199,12 @@ def _pack(fields: Fields) -> PackRecord:
 
 
 def _dataset(fields: Fields) -> DatasetRecord:
+    name = fields.text("name", names.NAME_MAX_BYTES)
+    if (problem := names.dataset_name_problem(name)) is not None:
+        fields.fail(f"'name' cannot be that of a dataset: {problem}")
+    inode = fields.object("inode") if "inode" in fields else None
     record = DatasetRecord(
-        name=fields.text("name", names.NAME_MAX_BYTES),
+        name=name,
         source=fields.text("source", 2 * names.NAME_MAX_BYTES),
         method_requested=fields.text("method_requested", 20, _METHOD),
         method_used=fields.text("method_used", 20, _METHOD),
@@ -177,9 +215,9 @@ def _dataset(fields: Fields) -> DatasetRecord:
         sidefile_high_water_bytes=fields.integer("sidefile_high_water_bytes"),
         counts=fields.numbers("counts"),
         session=None if fields.object("session") is None else fields.numbers("session"),
+        inode=None if inode is None else files.parse(inode, name),
+        index_offset=fields.integer("index_offset") if "index_offset" in fields else None,
     )
-    if (problem := names.dataset_name_problem(record.name)) is not None:
-        fields.fail(f"'name' cannot be that of a dataset: {problem}")
     if fields.text("file", 300) != record.file:
         fields.fail("'file' is not the index file of this dataset")
     return record

@@ -7,17 +7,21 @@ import re
 import time
 
 FORMAT = 1
+#: The newest format of a manifest that is understood: see Manifest.format.
+MANIFEST_FORMAT = 2
 REPOSITORY_FILE = "repository.json"
 POINTS_DIR = "recovery-points"
 PACKS_DIR = "packs"
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = "lock"
 INDEX_SUFFIX = ".idx"
+#: Holds the indexes of many datasets; without the suffix, so that no dataset's own index is called so.
+GATHERED_FILE = "indexes"
 TEMPORARY_PREFIX = ".timezero-"
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4,16}", re.ASCII)
 _PACK = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{4,16})-(\d{4,9})\.pack", re.ASCII)
-_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=,.")
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_\-+=,.]|\A\.")
 
 #: Longest encoded dataset name, leaving room for a suffix below the 255 bytes that file systems allow.
 _ENCODED_MAX = 200
@@ -71,7 +75,7 @@ def encode_component(name: str) -> str:
     Two names never share an encoding; long ones are cut and end in a part of their SHA-256.
     """
     raw = os.fsencode(name)
-    text = "".join(chr(b) if b in _SAFE and not (i == 0 and b == ord(".")) else f"%{b:02X}" for i, b in enumerate(raw))
+    text = _UNSAFE.sub(lambda byte: b"%%%02X" % byte[0][0], raw).decode("ascii")
     if len(text) > _ENCODED_MAX:
         import hashlib
 

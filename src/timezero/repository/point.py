@@ -9,6 +9,10 @@ from contextlib import ExitStack, contextmanager
 from timezero.errors import TimezeroError, UsageError, VerificationError
 from timezero.repository import documents, index, manifest, names
 from timezero.repository.manifest import DatasetRecord, Manifest, PackRecord
+from timezero.repository.patterns import compile_pattern
+
+#: Datasets that an error names.
+_TOLD = 10
 
 
 class RecoveryPoint:
@@ -33,13 +37,34 @@ class RecoveryPoint:
         """The dataset of that name. Raises UsageError."""
         record = self.manifest.dataset(name)
         if record is None:
-            there = ", ".join(dataset.name for dataset in self.datasets)
-            raise UsageError(f"{self.id}: has no dataset {name!r}; it has {there}")
+            raise UsageError(f"{self.id}: has no dataset {name!r}; it has {self._there()}")
         return record
+
+    def choose(self, text: str) -> list[DatasetRecord]:
+        """The datasets that `text` means, at least one: a name, or a pattern (timezero.repository.patterns).
+
+        Raises UsageError.
+        """
+        record = self.manifest.dataset(text)
+        if record is not None:
+            return [record]
+        matches = compile_pattern(text).fullmatch
+        found = [dataset for dataset in self.datasets if matches(dataset.name)]
+        if not found:
+            raise UsageError(f"{self.id}: no dataset is or matches {text!r}; it has {self._there()}")
+        return found
+
+    def _there(self) -> str:
+        told = ", ".join(dataset.name for dataset in self.datasets[:_TOLD])
+        more = len(self.datasets) - _TOLD
+        return f"{told} and {more} more: see `timezero show`" if more > 0 else told
 
     def entries(self, dataset: DatasetRecord) -> bytes:
         """The index entries of a dataset, checked against the digest in the manifest."""
-        return index.read(os.path.join(self._directory, dataset.file), dataset.header, dataset.digest)
+        path = os.path.join(self._directory, dataset.file)
+        if dataset.index_offset is None:
+            return index.read(path, dataset.header, dataset.digest)
+        return index.read_gathered(path, dataset.index_offset, dataset.header, dataset.digest)
 
     @contextmanager
     def open_packs(self) -> Iterator[Mapping[int, int]]:

@@ -59,7 +59,7 @@ class Repository:
             if isinstance(error.__cause__, NotADirectoryError):
                 raise NoRepositoryError(f"{path}: no repository here: it is not a directory") from None
             raise
-        manifest.check_format(fields, path)
+        manifest.check_format(fields, path, names.FORMAT)
         self.info = RepositoryInfo(
             id=fields.text("id", 32, "[0-9a-f]{32}"),
             created_ns=fields.integer("created_ns"),

@@ -10,13 +10,14 @@ Errors: OSError where the system refuses; one of an fsync is final.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from timezero.errors import TimezeroError
-from timezero.repository import durable, index, names
+from timezero.repository import documents, durable, index, names
 from timezero.repository.locks import FileLock
 from timezero.repository.manifest import Manifest, PackRecord
 
@@ -38,6 +39,7 @@ class PointWriter:
         self._repository = repository
         self._lock: FileLock | None = None
         self._committed = False
+        self._gathered: io.BufferedWriter | None = None
         while True:
             self.id = names.new_id()
             self._directory = os.path.join(repository.points_path, self.id)
@@ -63,11 +65,25 @@ class PointWriter:
         return self._repository.packs_path
 
     def add_index(self, dataset: str, header: index.IndexHeader, entries: bytes) -> str:
-        """Write a dataset's index, durable. Its SHA-256 in hex."""
-        if len(entries) != header.chunks * index.ENTRY_BYTES:
-            raise ValueError(f"{len(entries)} bytes of entries for {header.chunks} chunks")
+        """Write a dataset's index as a file of its own, durable. Its SHA-256 in hex."""
+        _check_entries(header, entries)
         durable.write_new(os.path.join(self._directory, names.index_file(dataset)), header.encode(), entries)
         return index.digest(header, entries)
+
+    def gather_index(self, header: index.IndexHeader, entries: bytes) -> tuple[int, str]:
+        """Add a dataset's index to those in one file, durable with the commit: one fsync for many datasets.
+
+        Its place, which is DatasetRecord.index_offset, and its SHA-256 in hex.
+        """
+        _check_entries(header, entries)
+        if self._gathered is None:
+            path = os.path.join(self._directory, names.GATHERED_FILE)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._gathered = io.BufferedWriter(io.FileIO(fd, "wb"), 1 << 20)
+        offset = self._gathered.tell()
+        self._gathered.write(header.encode())
+        self._gathered.write(entries)
+        return offset, index.digest(header, entries)
 
     def pack_records(self, sizes: Sequence[int]) -> tuple[PackRecord, ...]:
         """The records of the packs that PackWriter.finish reported."""
@@ -80,6 +96,15 @@ class PointWriter:
         """
         if manifest.id != self.id:
             raise ValueError("the manifest of another recovery point")
+        content = manifest.encode()
+        if len(content) > documents.DOCUMENT_MAX_BYTES:
+            raise TimezeroError(
+                f"{self.id}: {len(manifest.datasets)} datasets are too many for one recovery point: its manifest would "
+                f"have {len(content)} bytes, and {documents.DOCUMENT_MAX_BYTES} can be read: nothing is committed"
+            )
+        if self._gathered is not None:
+            self._gathered.flush()
+            os.fsync(self._gathered.fileno())
         durable.sync_directory(self._repository.packs_path)
         durable.sync_directory(self._directory)
         durable.sync_directory(self._repository.points_path)
@@ -89,13 +114,13 @@ class PointWriter:
             durable.sync_directory(os.path.dirname(self._repository.path))
         with self._repository.lock_shared(_PUBLISH_PATIENCE_S):
             self._look_up(manifest.packs)
-            self._publish(manifest)
+            self._publish(content)
         self._committed = True
         self._release()
 
-    def _publish(self, manifest: Manifest) -> None:
+    def _publish(self, content: bytes) -> None:
         try:
-            durable.publish(self._directory, names.MANIFEST_FILE, manifest.encode())
+            durable.publish(self._directory, names.MANIFEST_FILE, content)
         except OSError:
             # The name may be there already, but not durably: a recovery point that could vanish is none.
             durable.remove(os.path.join(self._directory, names.MANIFEST_FILE))
@@ -119,6 +144,10 @@ class PointWriter:
         self._release()
 
     def _release(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered is not None:
+            with suppress(OSError):  # what could not be written had its error, or is not wanted any more
+                gathered.close()
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.close()
@@ -128,6 +157,11 @@ class PointWriter:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
+
+
+def _check_entries(header: index.IndexHeader, entries: bytes) -> None:
+    if len(entries) != header.chunks * index.ENTRY_BYTES:
+        raise ValueError(f"{len(entries)} bytes of entries for {header.chunks} chunks")
 
 
 def sweep(repository: Repository, point_id: str) -> int:
