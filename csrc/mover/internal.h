@@ -37,6 +37,7 @@ enum tz_step {
 
 /* What the application does, as a gate tells it. */
 typedef struct tz_activity {
+    const void *gate; /* whose it is: several sources may be behind one */
     uint64_t updates; /* since T0 */
     uint32_t used, low, high;
 } tz_activity;

@@ -116,6 +116,7 @@ static void look(tz_mover *mover)
     tz_pace *pace = &mover->pace;
     uint32_t level = TZ_YIELD_LEVEL;
     uint64_t updates = 0;
+    const void *gate = NULL;
 
     for (uint32_t i = 0; i < mover->count; i++) {
         tz_transfer *transfer = mover->transfers[i];
@@ -124,7 +125,10 @@ static void look(tz_mover *mover)
         if (!transfer->source->ops->activity)
             continue;
         transfer->source->ops->activity(transfer->source, &activity);
-        updates += activity.updates;
+        /* Files of one volume have been added in a row, and its updates count once. */
+        if (activity.gate != gate)
+            updates += activity.updates;
+        gate = activity.gate;
         if (!atomic_load(&transfer->ended))
             level = (uint32_t)tz_max_u64(level, level_for(&activity, pace->full));
     }

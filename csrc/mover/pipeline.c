@@ -57,6 +57,7 @@ void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
                            .iovs = iovs,
                            .done = op_done,
                            .user = chunk};
+    tz_pace_requested(&chunk->worker->mover->pace);
     tz_io_submit(chunk->worker->io, &chunk->op);
 }
 

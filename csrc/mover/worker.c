@@ -176,7 +176,9 @@ static bool pump(tz_worker *worker)
         if (serve(worker, worker->live[place], depth)) {
             started++;
             idle = 0;
-        } else if (!drop_ended(worker, place)) { /* its place has another now, who was not looked at */
+        } else if (drop_ended(worker, place)) {
+            idle = 0; /* another has its place, and the turn has lost its count: all are looked at anew */
+        } else {
             idle++;
         }
     }
@@ -264,7 +266,7 @@ void tz_worker_join(tz_worker *worker)
 void tz_worker_destroy(tz_worker *worker)
 {
     tz_io_destroy(worker->io);
-    for (uint32_t i = 0; i < worker->mover->config.depth; i++)
+    for (uint32_t i = 0; i < worker->mover->chunks_each; i++)
         free(worker->chunks[i].bounce);
     free(worker->chunks);
     free(worker->live);

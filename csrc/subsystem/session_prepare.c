@@ -71,10 +71,19 @@ static int plan_slots(struct plan *plan, const tz_session_config *config, uint64
     return 0;
 }
 
+/* What the client writes its domain into. */
+static uint64_t domain_bytes(uint64_t tracks)
+{
+    return (tracks + 63) / 64 * 8;
+}
+
 static bool plan_fits(struct plan *plan, const tz_session_config *config, uint64_t size, uint64_t memory_slots)
 {
-    return plan_slots(plan, config, size, memory_slots) == 0 &&
-           plan->header.owned_bytes + plan->header.shared_bytes + plan->private_bytes <= config->memory_bytes;
+    if (plan_slots(plan, config, size, memory_slots) < 0)
+        return false;
+    return plan->header.owned_bytes + plan->header.shared_bytes + plan->private_bytes +
+               (config->domain ? domain_bytes(plan->header.tracks) : 0) <=
+           config->memory_bytes;
 }
 
 /* The most slots that the cap holds: found by bisection, for tables grow in steps. */
@@ -147,7 +156,7 @@ static int make_domain(tz_session *session, uint64_t tracks)
 {
     int rc;
 
-    session->domain_bytes = (tracks + 63) / 64 * 8;
+    session->domain_bytes = domain_bytes(tracks);
     rc = make_memfd(&session->domain_fd, session->domain_bytes);
     return rc < 0 ? rc : seal(session->domain_fd, 0);
 }

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from timezero import config
+from timezero import config, places
 from timezero.attach import devices, fuse, kernel
 from timezero.attach.fuse import FuseLoop
 from timezero.attach.kernel import KernelNbd
@@ -67,7 +67,7 @@ def attach(name: str, control: str | None = None, *, read_only: bool = False) ->
     control: the server's control socket, None for the default one. Raises UsageError (no such volume), LockedError
     (attached already, otherwise or out of order, and in use), TimezeroError.
     """
-    control = os.path.abspath(control or config.default_control())
+    control = os.path.abspath(control or places.default_control())
     volume = _ask(config.check_name(name), control)
     read_only = read_only or volume.read_only
     with Place(name, control) as place:
@@ -91,7 +91,7 @@ def attach(name: str, control: str | None = None, *, read_only: bool = False) ->
 
 def detach(name: str, control: str | None = None) -> Detached:
     """Take a volume's block device down. The server may be gone. Raises LockedError when the device is in use."""
-    control = os.path.abspath(control or config.default_control())
+    control = os.path.abspath(control or places.default_control())
     with Place(config.check_name(name), control) as place:
         by_kernel, by_fuse = KernelNbd(place), FuseLoop(place)
         parts = [by_kernel.take_down(), by_fuse.take_down()]

@@ -73,6 +73,7 @@ class Freezer:
 
     def __init__(self, points: Iterable[str | os.PathLike[str]]) -> None:
         self.points: list[str] = []
+        self.devices: list[int] = []  # st_dev of each point
         self._descriptors: list[int] = []
         self._suspect: set[int] = set()  # points that may be frozen through us
         self._process: int | None = None
@@ -149,7 +150,9 @@ class Freezer:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # also for whoever was forked and holds a copy
         self._socket.close()
-        os.kill(pid, signal.SIGCONT)  # ours until it is waited for; whoever stopped it has done enough
+        # Ours until it is waited for; whoever stopped it has done enough. Where SIGCHLD is ignored, it may have gone.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
         if _ended_well(pid, _PATIENCE):
             self._suspect.clear()
         self._thaw_suspects()
@@ -169,6 +172,7 @@ class Freezer:
                 os.close(descriptor)
                 continue
             devices.add(device)
+            self.devices.append(device)
             self._descriptors.append(descriptor)
             self.points.append(path)
         if not 1 <= len(self.points) <= POINTS_MAX:
@@ -299,5 +303,7 @@ def _ended_well(pid: int, timeout: float) -> bool:
         if not poll.poll(timeout * 1000):
             return False
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) >= 0
+    except ChildProcessError:  # SIGCHLD is ignored: nobody tells how it ended
+        return False
     finally:
         os.close(descriptor)

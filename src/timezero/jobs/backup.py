@@ -181,11 +181,12 @@ class _Backup:
             self.served = self._stack.enter_context(Served([*volumes, *in_part], self._session, domain=in_part))
         if self._files and self.served:
             self._files.verify(self.served)
+        self._session.check_quiesce(served=self.served is not None)  # files may all be read through
 
     def _sizes(self) -> list[int]:
         found = [source.size for source in self.at_rest.values()]
         found += [self.served.size(d.name) for d in self._designated if self.served and d.path is None]
-        return found + ([self._files.sizes()] if self._files else [])
+        return found + (self._files.sizes() if self._files else [])
 
     def _identities(self) -> list[tuple[str, str, Identity]]:
         found = [(name, os.path.abspath(source.path), source.identity) for name, source in self.at_rest.items()]

@@ -25,9 +25,10 @@ from timezero.jobs.options import FileOptions, SessionOptions
 if TYPE_CHECKING:
     from timezero._native.bitmap import Bitmap
     from timezero._native.mover import Source
+    from timezero.concordance.freezer import Freezer
     from timezero.concordance.mapping import Concordance, FileMap
     from timezero.concordance.metadata import Metadata
-    from timezero.concordance.selection import FileDataset, Selection
+    from timezero.concordance.selection import Designated, FileDataset, Selection
     from timezero.jobs.serving import Served
 
 
@@ -54,18 +55,23 @@ class Files:
         given = [mounts.given(text, servers) for text in options.mounts]
         named = {mount.volume for mount in given}
         found = mounts.find(servers, [volume for volume in wanted if volume not in named])
-        self._stack = ExitStack()
-        everything = self._stack.enter_context(
-            selection.resolve(selections, [*given, *found], read_through=options.read_through)
-        )
+        with ExitStack() as undo:
+            self._resolve(undo, selection.resolve(selections, [*given, *found], read_through=options.read_through))
+            self._stack = undo.pop_all()
+
+    def _resolve(self, stack: ExitStack, everything: Designated) -> None:
+        from timezero.concordance.selection import Designated
+
+        stack.enter_context(everything)
         self.aliases, self.skipped = dict(everything.aliases), dict(everything.skipped)
         self.gone: list[str] = []
         #: Those that are read through their file systems, and why.
         self.through = [dataset for dataset in everything.datasets if dataset.problem]
         mapped = [dataset for dataset in everything.datasets if not dataset.problem]
         everything.datasets = self.through  # which stay open to the end
-        self._mapped = self._stack.enter_context(selection.Designated(mapped))
+        self._mapped = stack.enter_context(Designated(mapped))
         self._maps: Sequence[FileMap] = ()
+        self._freezer: Freezer | None = None
         #: Volumes that files are to be read from, and so have a session of their tracks.
         self.volumes = list(dict.fromkeys(dataset.volume for dataset in mapped))
         self._mounts = {dataset.mount.device: dataset.mount for dataset in mapped}
@@ -80,26 +86,36 @@ class Files:
 
         for mount in self._mounts.values():
             mounts.verify(mount, served.reader(mount.volume), served.size(mount.volume))
-        for volume, device in served.sidefile_devices().items():
-            if device in self._mounts:
-                raise UsageError(
-                    f"the sidefile of volume {volume} lies on {self._mounts[device].point}, which has to be frozen: "
-                    "thawing would wait for itself; serve with a --sidefile-path elsewhere"
-                )
+        for volume, below in served.sidefiles().items():
+            for device, mount in self._mounts.items():
+                if (device, 0) in below:
+                    raise UsageError(
+                        f"the sidefile of volume {volume} lies on {mount.point}, which has to be frozen: thawing would "
+                        "wait for itself; serve with a --sidefile-path elsewhere"
+                    )
+
+    def get_ready(self) -> None:
+        """Start the watchdog, and write out what is dirty, so that little is left to be done while frozen."""
+        if self._mapped.datasets:
+            from timezero.concordance.freezer import Freezer
+
+            self._freezer = self._stack.enter_context(Freezer([mount.point for mount in self._mounts.values()]))
+            if set(self._freezer.devices) != set(self._mounts):
+                raise TimezeroError("something else was mounted over a file system that was to be frozen: try again")
+            self._freezer.sync()
 
     @contextmanager
     def formed(self, served: Served, deadline_s: float, times: dict[str, int]) -> Iterator[None]:
         """The concordance of all files, formed while their file systems are frozen; the body secures T0 meanwhile.
 
         times: microseconds of `freeze_us`, `map_us`, `thaw_us` and of all the time that the file systems were frozen,
-        `frozen_us`, are put there. A body that ends well had everything frozen without a break, or this raises.
+        `frozen_us`, are put there. A body that ends well had everything frozen without a break, or this raises. After
+        `get_ready`.
         """
-        if not self._mapped.datasets:
+        if self._freezer is None:
             yield
             return
-        from timezero.concordance.freezer import Freezer
-
-        with Freezer([mount.point for mount in self._mounts.values()]) as freezer:
+        with self._freezer as freezer:
             freezer.sync()
             began = time.monotonic_ns()
             freezer.freeze(deadline_s)
@@ -120,7 +136,7 @@ class Files:
         concordance = map_files(self._mapped)
         self.gone = concordance.gone
         for volume in self.volumes:
-            served.set_domain(volume, partial(_designate, concordance, volume, served.track_size))
+            served.set_domain(volume, partial(_designate, concordance, volume, served.track_size_of(volume)))
         self._maps = concordance
 
     # ---- after T0 ----
@@ -140,9 +156,9 @@ class Files:
         for dataset in self.through:
             yield _through(dataset)
 
-    def sizes(self) -> int:
-        """Bytes of all files as they are now: for the buffer space, which is made before T0."""
-        return sum(os.fstat(dataset.fd).st_size for dataset in [*self._mapped.datasets, *self.through])
+    def sizes(self) -> list[int]:
+        """Bytes of each file as it is now: for the buffer space, which is made before T0."""
+        return [os.fstat(dataset.fd).st_size for dataset in [*self._mapped.datasets, *self.through]]
 
     def __len__(self) -> int:
         return len(self._mapped.datasets) + len(self.through)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from timezero.quiesce import Quiesced
 
 
+_THAW_S = 5.0  # seconds that writing out what little is dirty and thawing may take beyond the deadline
+
 _NONSENSE = "the storage subsystem's answer makes no sense: is it of this version?"
 
 
@@ -52,20 +54,30 @@ class Served:
         )
         self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
-        self.track_size = options.track_size or self._ask_track_size()
+        self._tracks = self._ask_track_sizes()
+        #: The coarsest of all volumes.
+        self.track_size = max(self._tracks.values())
         self.suspension: dict[str, int] = {}
         self.hooks: dict[str, dict[str, int]] = {}
         self.t0_ns = 0
         self.final: dict[str, dict[str, int]] = {}
 
-    def _ask_track_size(self) -> int:
+    def _ask_track_sizes(self) -> dict[str, int]:
+        """Subsystems choose by themselves when they are not told, and not all the same."""
         try:
-            return max(int(part["track_size"]) for part in self._group.report())
+            found = {str(part["volume"]): int(part["track_size"]) for part in self._group.report()}
+            if found.keys() != self._parts.keys():
+                raise KeyError("volume")
+            return found
         except BaseException as error:
             self._group.close()
             if isinstance(error, KeyError | TypeError | ValueError):
                 raise TimezeroError(_NONSENSE) from None
             raise
+
+    def track_size_of(self, volume: str) -> int:
+        """Bytes."""
+        return self._tracks[volume]
 
     def size(self, volume: str) -> int:
         """Bytes."""
@@ -96,17 +108,19 @@ class Served:
 
         from timezero._native.bitmap import Bitmap
 
-        tracks = -(-self.size(volume) // self.track_size)
-        with mmap.mmap(self._parts[volume].domain_fd, 0) as memory:
-            bitmap = Bitmap(tracks, memory)
-            fill(bitmap)
-            del bitmap  # it holds the mapping
+        tracks = -(-self.size(volume) // self._tracks[volume])
+        memory = mmap.mmap(self._parts[volume].domain_fd, 0)  # goes with its last user, which an error may keep a while
+        if len(memory) != (tracks + 63) // 64 * 8:
+            raise TimezeroError(_NONSENSE)
+        fill(Bitmap(tracks, memory))
         self._group.set_domain(volume)
 
-    def sidefile_devices(self) -> dict[str, int]:
-        """{volume: st_dev of the file tier of its sidefile}, of those that have one."""
+    def sidefiles(self) -> dict[str, set[Identity]]:
+        """{volume: everything that the file tier of its sidefile stands on}, of those that have one."""
+        from timezero._linux.stack import standing_on
+
         tiers = {name: part.handles["file_fd"] for name, part in self._parts.items()}
-        return {name: os.fstat(fd).st_dev for name, fd in tiers.items() if fd >= 0}
+        return {name: standing_on(f"/proc/self/fd/{fd}") for name, fd in tiers.items() if fd >= 0}
 
     def reader(self, volume: str) -> Callable[[int, int], bytes]:
         """Reads `length` bytes of a volume from `offset` on, as they are now, in its own cache mode."""
@@ -136,7 +150,9 @@ class Served:
         """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""
         formed: dict[str, int] = {"map_us": 0}  # whole volumes need no map: their concordance is the identity
         until = self._options.deadline_us / 1e6
-        with self._quiesced() as quiesced, files.formed(self, until, formed) if files else nullcontext():
+        if files:
+            files.get_ready()  # what may take long is done before an application is asked to be still
+        with self._quiesced(files) as quiesced, files.formed(self, until, formed) if files else nullcontext():
             before = time.time_ns()
             times = {name: int(value) for name, value in dict(self._group.suspend(self._options.deadline_us)).items()}
         self.suspension = formed | {name.removesuffix("_ns") + "_us": ns // 1000 for name, ns in times.items()}
@@ -146,18 +162,20 @@ class Served:
         # T0 lies between the closing and the opening of the gates; the instant of the call is never later than it.
         self.t0_ns = before
 
-    def _quiesced(self) -> Quiesced:
+    def _quiesced(self, files: Files | None) -> Quiesced:
         from timezero.quiesce import Quiesced
 
         deadline_s = self._options.quiesce_deadline_us / 1e6
         body_s = self._options.deadline_us / 1e6
+        if files:  # one deadline for freezing and all that happens meanwhile, and what was dirtied since get_ready
+            body_s += body_s + _THAW_S
         return Quiesced(self._hooks, deadline_s, body_s=body_s, volumes=list(self._parts), session=self._group.name)
 
     def look(self) -> tuple[int, int]:
         """(bytes in the sidefile, updates intercepted), now, over all volumes."""
         used = intercepted = 0
         for part in self._group.report():
-            used += int(part.get("used_slots", 0)) * self.track_size
+            used += int(part.get("used_slots", 0)) * self._tracks[str(part["volume"])]
             intercepted += int(part.get("intercepted", 0))
         return used, intercepted
 

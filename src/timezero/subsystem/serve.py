@@ -122,7 +122,9 @@ def _serve(config: ServeConfig) -> int:
         print("ready", flush=True)
         _notify("READY=1")
         with _ending() as asked:
-            while not select.select([asked], [], [], 1.0)[0]:
+            poll = select.poll()  # select() takes no descriptor beyond 1023
+            poll.register(asked, select.POLLIN)
+            while not poll.poll(1000):
                 subsystem.tick()
         _notify("STOPPING=1")
     finally:
