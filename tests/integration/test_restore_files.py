@@ -19,7 +19,6 @@ from timezero.jobs.restore import PartialRestoreError, restore
 from timezero.jobs.verify import verify
 from timezero.repository import names
 
-
 #: What `setfacl -m u:777:rw` makes of mode 0751: version 2, then (tag, permissions, id), posix_acl_xattr.h.
 ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", *entry)
