@@ -14,8 +14,8 @@ from timezero.repository import DatasetRecord
 from timezero.repository.index import ENTRY_BYTES
 from timezero.units import GIB
 
-#: Datasets in a batch: more make nothing faster (bench: 10,000 files, batches of 128 to 1024), and an interruption
-#: loses the work of a batch.
+#: Datasets in a batch. 10,000 files of 4 KiB were restored in 2.6 s by batches of 128, 2.2 of 512, 2.25 of 1024 (median
+#: of three alternating rounds on two cores); an interruption loses the work of a batch.
 BATCH_MAX = 512
 #: Bytes after which a batch is closed: small files do not wait for a large one to be whole.
 _BYTES_MAX = GIB
