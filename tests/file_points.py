@@ -72,10 +72,8 @@ def _record(volume: str, path: str, file: Path, chunk_size: int) -> DatasetRecor
 
 
 def _move(writer, packs, batch, sources, chunk_size, gather):  # type: ignore[no-untyped-def]
-    import dataclasses
-
     records = []
-    with Moving(MoverOptions(), chunk_size) as machine:
+    with Moving(MoverOptions(), chunk_size, [record.size for record in batch]) as machine:
         for record in batch:
             fd = os.open(sources[record.name], os.O_RDONLY)
             machine.add(record.name, Source.file(fd, record.size), Sink.packs(packs), target="repository", index=True)
@@ -86,8 +84,8 @@ def _move(writer, packs, batch, sources, chunk_size, gather):  # type: ignore[no
             header, entries = IndexHeader(chunk_size, record.size), machine.index(transfer)
             if gather:
                 offset, digest = writer.gather_index(header, entries)
-                records.append(dataclasses.replace(record, digest=digest, index_offset=offset))
+                records.append(record._replace(digest=digest, index_offset=offset))
             else:
                 digest = writer.add_index(record.name, header, entries)
-                records.append(dataclasses.replace(record, digest=digest))
+                records.append(record._replace(digest=digest))
     return records

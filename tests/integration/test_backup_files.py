@@ -104,21 +104,21 @@ while True:
     path = os.path.join(root, rng.choice(names))
     data = rng.randbytes(rng.randint(1, 100_000))
     try:
-        match rng.randrange(8):
-            case 0 | 1 | 2:
+        match rng.randrange(40):
+            case n if n < 20:
                 with open(path, "r+b") as file:
                     file.seek(rng.randrange(max(1, os.path.getsize(path))))
                     file.write(data)
                     if rng.random() < 0.3:
                         os.fsync(file.fileno())
-            case 3:
+            case n if n < 30:
                 with open(path, "ab") as file:
                     file.write(data)
-            case 4:
+            case n if n < 36:
                 os.truncate(path, rng.randrange(1 + os.path.getsize(path)))
-            case 5 if len(names) > 30:
+            case 36 if len(names) > 30:
                 os.rename(path, os.path.join(root, rng.choice(names)))
-            case 6:
+            case 37 | 38:
                 with open(path + ".new", "wb") as file:
                     file.write(data)
                 os.replace(path + ".new", path)

@@ -13,7 +13,6 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,6 @@ _DESCRIPTORS = 4
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
-@dataclass
 class Files:
     """Which files go where, and how that went.
 
@@ -44,12 +42,13 @@ class Files:
     came. failed: why others are not. notes: what of their metadata could not be applied.
     """
 
-    tree: Tree
-    places: Mapping[str, Parts]
-    replace: bool
-    restored: list[str] = field(default_factory=list)
-    failed: dict[str, TimezeroError] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, tree: Tree, places: Mapping[str, Parts], replace: bool) -> None:
+        self.tree = tree
+        self.places = places
+        self.replace = replace
+        self.restored: list[str] = []
+        self.failed: dict[str, TimezeroError] = {}
+        self.notes: dict[str, list[str]] = {}
 
     def path(self, dataset: str) -> str:
         """Where it goes."""

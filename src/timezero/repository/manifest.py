@@ -6,6 +6,8 @@ format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from timezero.errors import TimezeroError
@@ -46,10 +48,10 @@ class DatasetRecord(NamedTuple):
     size: int
     chunk_size: int
     digest: str
-    intercepted: int
-    sidefile_high_water_bytes: int
-    counts: dict[str, int]
-    session: dict[str, int] | None
+    intercepted: int = 0
+    sidefile_high_water_bytes: int = 0
+    counts: Mapping[str, int] = MappingProxyType({})
+    session: dict[str, int] | None = None
     inode: FileRecord | None = None
     index_offset: int | None = None
 
@@ -67,6 +69,7 @@ class DatasetRecord(NamedTuple):
         """The dataset's object in the manifest."""
         fields = self._asdict()
         del fields["inode"], fields["index_offset"]
+        fields["counts"] = dict(self.counts)
         fields["file"] = self.file
         if self.index_offset is not None:
             fields["index_offset"] = self.index_offset
