@@ -99,8 +99,52 @@ static void a_cancel_reaches_the_line(void)
     scratch_remove(&s);
 }
 
+/* A stream that nobody reads holds its transfer; all others go on, one area after the other. */
+static void a_stuck_one_holds_up_no_other(void)
+{
+    tz_mover_config config = {.depth = 4, .chunk_size = CHUNK};
+    tz_transfer_report report = {.done = false};
+    tz_bufspace *space;
+    tz_mover *mover;
+    tz_sink *stuck;
+    scratch s;
+    int large, small, pipes[2];
+
+    scratch_make(&s, "/var/tmp");
+    large = make_file(&s, "large", 0, 1);
+    CHECK_EQ(ftruncate(large, 10 * TZ_MIB), 0);
+    small = make_file(&s, "small", 5000, 2);
+    CHECK_EQ(pipe2(pipes, O_CLOEXEC), 0);
+    CHECK_EQ(tz_sink_stream(&stuck, pipes[1]), 0);
+    CHECK_EQ(tz_bufspace_create(&space, CHUNK, 4, 2, 0), 0);
+    CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
+    CHECK_EQ(tz_mover_add(mover, file_source_of(large, 0), stuck, NULL), 0);
+    for (int i = 1; i <= 200; i++)
+        CHECK_EQ(tz_mover_add(mover, file_source_of(small, 0), null_sink(), NULL), i);
+    CHECK_EQ(tz_mover_start(mover), 0);
+    for (uint32_t i = 1; i <= 200; i++) {
+        for (int ms = 0; ms < 20000 && !report.done; ms++) {
+            usleep(1000);
+            tz_mover_report_get(mover, i, &report);
+        }
+        CHECK(report.done);
+        CHECK_EQ(report.error, 0);
+        report.done = false;
+    }
+    tz_mover_report_get(mover, 0, &report);
+    CHECK(!report.done);
+    tz_mover_destroy(mover);
+    tz_bufspace_destroy(space);
+    close(pipes[0]);
+    close(pipes[1]);
+    close(large);
+    close(small);
+    scratch_remove(&s);
+}
+
 int main(void)
 {
+    RUN(a_stuck_one_holds_up_no_other);
     RUN(the_line_moves_on);
     RUN(a_cancel_reaches_the_line);
     return 0;

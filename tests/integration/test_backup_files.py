@@ -211,6 +211,33 @@ def test_before_images_make_files_whole_again(world, busy, reference):
     assert {name.rsplit("/", 1)[1]: value for name, value in reference.items()} == restored
 
 
+def test_servers_with_tracks_of_their_own(world, busy, reference, tmp_path):
+    """Nobody names a track size, and each server has its own: the domains are each in its own tracks."""
+    from timezero.jobs.options import MoverOptions
+
+    (tmp_path / "second").mkdir()
+    here = [
+        world({"fine": "ext4"}, track="4K"),
+        world({"coarse": "ext4"}, tmp_path / "second", track="64K", sidefile_memory="96M"),
+    ]
+    roots = {name: root for each in here for name, root in each.roots.items()}
+    for name, root in roots.items():
+        populate(root / name, 60)
+        busy(root / name)
+    time.sleep(0.5)
+    session = SessionOptions(control=[each.server.control for each in here], deadline_us=20_000_000)
+    selections = [f"{name}:{root}/{name}" for name, root in roots.items()]
+    result = backup(str(here[0].repo), selections, session=session, mover=MoverOptions(rate=16 * MIB, mode="fixed"))
+    busy.stop()
+    taken = dict.fromkeys(roots, 0)
+    for dataset in result.manifest.datasets:
+        taken[dataset.name.partition(":")[0]] += dataset.counts["tracks_from_sidefile"]
+    assert min(taken.values()) > 5, "nothing was overwritten before it was read: the test proves nothing"
+    target = here[0].restore()
+    for name, value in reference.items():
+        assert digest(Path(f"{target}{name.partition(':')[2]}")) == value, name
+
+
 WRITER = """
 import sqlite3, sys, time
 base = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
@@ -392,6 +419,8 @@ def test_a_copy_of_what_cannot_be_mapped_says_what_it_is(world, tmp_path):
     assert outcome.code == 2 and str(outside) in outcome.err
     words = ["backup", "--repo", here.repo, "--control", here.server.control, "--read-through"]
     document = succeed(*words, f"data:{root}/mapped", f"data:{outside}")
+    hooks = timezero(*words, "--quiesce", "exec:pre=true", f"data:{outside}")
+    assert hooks.code == 2 and "quiesce" in hooks.err  # nothing is suspended, so no hook would run
     methods = {dataset["name"]: dataset["method_used"] for dataset in document["datasets"]}
     assert methods == {f"data:{root}/mapped": "session", f"data:{outside}": "read-through"}
 
