@@ -103,7 +103,7 @@ CASES = [
     ("show --repo repo nonsense", 2, "no recovery point"),
     ("show --repo repo 2", 2, "could be"),
     ("verify --repo repo ../..", 2, "no recovery point"),
-    ("restore --repo repo latest/c.img new.img", 2, "has no dataset"),
+    ("restore --repo repo latest/c.img new.img", 2, "no dataset is or matches"),
     ("restore --repo repo latest/ new.img", 2, "lacks its dataset"),
     ("restore --repo repo latest existing.img", 2, "several datasets"),
     ("restore --repo repo latest -", 2, "several datasets"),
