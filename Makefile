@@ -84,6 +84,7 @@ bench: system-all build
 	$(PY) -m bench.serve
 	$(PY) -m bench.intercept --quick --rounds 1
 	$(PY) -m bench.suspend --count 10 --size 1G --size 1T
+	$(PY) -m bench.freeze --count 2
 
 bench-full: system-all build
 	$(PY) -m pytest bench
@@ -93,6 +94,8 @@ bench-full: system-all build
 	$(PY) -m bench.serve --full
 	$(PY) -m bench.intercept
 	$(PY) -m bench.suspend
+	$(PY) -m bench.freeze
+	$(PY) -m proof.postgres
 
 fuzz: build
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz
