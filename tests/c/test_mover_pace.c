@@ -13,7 +13,7 @@
 /* A mover of numbers: one transfer whose gate says what `now` holds. */
 typedef struct rig {
     tz_mover mover;
-    tz_transfer transfer, *transfers[1];
+    tz_transfer transfer, *transfers[2];
     tz_source source;
     tz_activity now;
 } rig;
@@ -27,10 +27,10 @@ static const tz_source_ops rig_ops = {.activity = tell_activity};
 
 static void rig_make(rig *r)
 {
-    *r = (rig){.now = {.low = 100, .high = 300}};
+    *r = (rig){.now = {.gate = r, .low = 100, .high = 300}};
     r->source.ops = &rig_ops;
     r->transfer.source = &r->source;
-    r->transfers[0] = &r->transfer;
+    r->transfers[0] = r->transfers[1] = &r->transfer; /* two files of one volume, where both count */
     r->mover.transfers = r->transfers;
     r->mover.count = 1;
     r->mover.config = (tz_mover_config){.workers = 1, .depth = DEPTH, .opportunistic = true};
@@ -91,6 +91,21 @@ static void pieces_follow_the_updates_for_each_of_our_requests(void)
     /* Few requests because of a rate. */
     r.mover.pace.rate = TZ_MIB;
     pass(&r, 200, 100);
+    CHECK_EQ(piece(&r), narrow);
+    tz_pace_destroy(&r.mover.pace);
+}
+
+/* Their gate tells each of them of the same updates. */
+static void updates_count_once_however_many_files_are_behind_a_gate(void)
+{
+    uint32_t narrow;
+    rig r;
+
+    rig_make(&r);
+    r.mover.count = 2;
+    CHECK_EQ(pass(&r, 10, 100), 1);
+    narrow = piece(&r);
+    pass(&r, 80, 100);
     CHECK_EQ(piece(&r), narrow);
     tz_pace_destroy(&r.mover.pace);
 }
@@ -258,6 +273,7 @@ int main(void)
 {
     RUN(an_application_that_rests_gets_nothing_held_back);
     RUN(pieces_follow_the_updates_for_each_of_our_requests);
+    RUN(updates_count_once_however_many_files_are_behind_a_gate);
     RUN(a_sidefile_that_fills_counts_against_giving_way);
     RUN(fixed_speed_knows_no_pieces);
     RUN(an_image_in_pieces_is_t0);
