@@ -327,7 +327,7 @@ def test_requests_that_make_no_sense(stepping):
         ("bad-request", {**good, "track_size": 1 << 60}),
         ("bad-request", {**good, "memory_bytes": -1}),
         ("bad-request", {**good, "memory_bytes": 2048}),  # not even a track
-        ("limit", {**good, "memory_bytes": 16384 * 2}),
+        ("limit", {**good, "memory_bytes": 4096 * 2}),
         ("limit", {**good, "memory_bytes": 1 << 40}),
         ("bad-request", {**good, "file_bytes": MIB}),  # no directory
     ]:
