@@ -95,6 +95,7 @@ bench-full: system-all build
 	$(PY) -m bench.intercept
 	$(PY) -m bench.suspend
 	$(PY) -m bench.freeze
+	$(PY) -m bench.files
 	$(PY) -m proof.postgres
 
 fuzz: build

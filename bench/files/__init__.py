@@ -1,0 +1,1 @@
+"""Datasets that are files, from the command to the commit."""
