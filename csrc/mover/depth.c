@@ -14,8 +14,7 @@
  * stretches harmless: both depths meet them. While something else than depth sets the pace (a rate, an application that
  * is given way to), nothing can be learnt: the trial is broken off.
  *
- * Measured (bench/copy/README.md): disk and loop devices stay at 8; a source with 1 ms a request goes to 16 and gains a
- * fifth.
+ * Measured (bench/copy/README.md): no difference on the disk; a source with 1 ms a request gains a tenth.
  */
 #include "internal.h"
 
