@@ -198,8 +198,12 @@ static inline void recv_bytes(int fd, void *bytes, size_t count)
 static inline void expect_end(int fd)
 {
     char byte;
-    ssize_t n = recv(fd, &byte, 1, 0);
+    ssize_t n;
 
+    /* A thread that had a ring may be interrupted without a signal, and a socket with a timeout does not go on by itself. */
+    do
+        n = recv(fd, &byte, 1, 0);
+    while (n < 0 && errno == EINTR);
     CHECK(n == 0 || (n < 0 && (errno == ECONNRESET || errno == EPIPE)));
     close(fd);
 }
