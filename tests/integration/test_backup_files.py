@@ -425,6 +425,31 @@ def test_a_copy_of_what_cannot_be_mapped_says_what_it_is(world, tmp_path):
     assert methods == {f"data:{root}/mapped": "session", f"data:{outside}": "read-through"}
 
 
+def test_what_was_left_out_is_told(world, monkeypatch):
+    """Links and special files that a directory meets, other names of a file, and what had gone by T0."""
+    here = world({"data": "ext4"})
+    root = here.roots["data"] / "d"
+    root.mkdir()
+    for name in ("a", "goes"):
+        (root / name).write_bytes(name.encode() * 3000)
+    (root / "b").hardlink_to(root / "a")
+    (root / "link").symlink_to("a")
+    os.mkfifo(root / "pipe")
+    ready = files_job.Files.get_ready
+
+    def remove_and_get_ready(self) -> None:
+        (root / "goes").unlink()
+        ready(self)
+
+    monkeypatch.setattr(files_job.Files, "get_ready", remove_and_get_ready)
+    session = SessionOptions(control=here.server.control, deadline_us=20_000_000)
+    document = backup(str(here.repo), [f"data:{root}"], session=session).to_json()
+    assert [dataset["name"] for dataset in document["datasets"]] == [f"data:{root}/a"]
+    assert document["gone"] == [f"data:{root}/goes"]
+    assert document["aliases"] == {f"data:{root}/b": f"data:{root}/a"}
+    assert set(document["skipped"]) == {f"data:{root}/link", f"data:{root}/pipe"}
+
+
 def test_the_mount_can_be_named(world):
     here = world({"data": "xfs"})
     root = here.roots["data"]

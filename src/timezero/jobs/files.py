@@ -160,9 +160,6 @@ class Files:
         """Bytes of each file as it is now: for the buffer space, which is made before T0."""
         return [os.fstat(dataset.fd).st_size for dataset in [*self._mapped.datasets, *self.through]]
 
-    def __len__(self) -> int:
-        return len(self._mapped.datasets) + len(self.through)
-
     def identities(self) -> list[tuple[str, str, tuple[int, int]]]:
         """(name, path, identity) of the device of each mount: a repository on one would be frozen with it."""
         return [(mount.volume, mount.point, (mount.device, 0)) for mount in self._mounts.values()]
