@@ -56,7 +56,7 @@ def _mount(device: Path, point: Path, *options: str) -> Iterator[Path]:
         run("umount", point)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> None:
     """For tests of what only root may do. Others are told what was left out; in CI nothing may be left out."""
     if os.geteuid() != 0:

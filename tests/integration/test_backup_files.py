@@ -25,8 +25,6 @@ from timezero.jobs import files as files_job
 from timezero.jobs.backup import backup
 from timezero.jobs.options import FileOptions, SessionOptions
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
-
 MIB = 1 << 20
 SIZE = 384 * MIB
 MAKE = {"ext4": ["mkfs.ext4", "-q"], "xfs": ["mkfs.xfs", "-q"]}
@@ -61,7 +59,7 @@ class World:
 
 
 @pytest.fixture
-def world(serve, tmp_path) -> Iterator:
+def world(root, serve, tmp_path) -> Iterator:
     """world({volume: kind of file system}, folder, **serve options) -> World."""
     with ExitStack() as stack:
         yield lambda kinds, folder=tmp_path, **serving: World(serve, folder, stack, kinds, **serving)

@@ -29,15 +29,9 @@ KINDS = ("ext4", "xfs")
 TRACK = 16384
 
 
-@pytest.fixture(scope="module")
-def module_root() -> None:
-    if os.geteuid() != 0:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs root: loop devices, mounts, freezing")
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def system(
-    module_root: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    root: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[FileSystem]:
     with file_system(request.param, tmp_path_factory.mktemp(request.param)) as system:
         yield system

@@ -26,13 +26,7 @@ KINDS = ("ext4", "xfs")
 
 
 @pytest.fixture(scope="module")
-def module_root() -> None:
-    if os.geteuid() != 0:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs root: loop devices, mounts, freezing")
-
-
-@pytest.fixture(scope="module")
-def both(module_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FileSystem]]:
+def both(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FileSystem]]:
     """An ext4 and an xfs."""
     folder = tmp_path_factory.mktemp("freezer")
     with ExitStack() as stack:

@@ -5,21 +5,18 @@ See proof/postgres.py for what is proved; T0 falls at a random moment of each ro
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 
 from proof.postgres import world
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
-
 ROUNDS = 10
 SECONDS = 3
 
 
 @pytest.mark.timeout(600)
-def test_no_acknowledged_commit_is_lost(tmp_path_factory):
+def test_no_acknowledged_commit_is_lost(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("postgres")
     for parent in folder.parents[:2]:  # the database's user walks through them
         parent.chmod(0o755)

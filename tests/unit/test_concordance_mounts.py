@@ -20,7 +20,7 @@ SOCKET = "/run/timezero/nbd.sock"
     ("command", "endpoint"),
     [
         ("-unix /run/nbd.sock /dev/nbd0 -N data", Endpoint(socket="/run/nbd.sock", name="data")),
-        ("-N data -u run/nbd.sock /dev/nbd0 -b 4096 -p", Endpoint(socket="/work/run/nbd.sock", name="data")),
+        ("-N data -u run/nbd.sock /dev/nbd0 -b 4096 -p", Endpoint(socket="/home/base/run/nbd.sock", name="data")),
         ("127.0.0.1 10810 /dev/nbd3 -name=logs -C 4", Endpoint(host="127.0.0.1", port=10810, name="logs")),
         ("localhost /dev/nbd3", Endpoint(host="localhost")),
         ("-d /dev/nbd3", None),
@@ -28,14 +28,14 @@ SOCKET = "/run/timezero/nbd.sock"
     ],
 )
 def test_command_lines_of_nbd_client(command: str, endpoint: Endpoint | None) -> None:
-    assert parse_nbd_client(command.split(), "/work") == endpoint
+    assert parse_nbd_client(command.split(), "/home/base") == endpoint
 
 
 @pytest.mark.parametrize(
     ("command", "found"),
     [
         (f"/mnt/x/volume nbd+unix:///data?socket={SOCKET}", ("/mnt/x/volume", Endpoint(socket=SOCKET, name="data"))),
-        ("x/volume nbd+unix:///data?socket=s", ("/work/x/volume", Endpoint(socket="/work/s", name="data"))),
+        ("x/volume nbd+unix:///data?socket=s", ("/home/base/x/volume", Endpoint(socket="/home/base/s", name="data"))),
         ("-C 2 -o allow_other /mnt/v nbd://localhost/data", ("/mnt/v", Endpoint(host="localhost", name="data"))),
         ("--connections=2 -r /mnt/v --unix /s", ("/mnt/v", Endpoint(socket="/s"))),
         ("/mnt/v --tcp 127.0.0.1 4000", ("/mnt/v", Endpoint(host="127.0.0.1", port=4000))),
@@ -45,7 +45,7 @@ def test_command_lines_of_nbd_client(command: str, endpoint: Endpoint | None) ->
     ],
 )
 def test_command_lines_of_nbdfuse(command: str, found: tuple[str, Endpoint] | None) -> None:
-    assert parse_nbdfuse(command.split(), "/work") == found
+    assert parse_nbdfuse(command.split(), "/home/base") == found
 
 
 def test_servers_are_told_apart_by_where_they_listen() -> None:
@@ -86,7 +86,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         for pid, command in commands.items():
             (processes / str(pid)).mkdir()
             (processes / str(pid) / "cmdline").write_text(command.replace(" ", "\0") + "\0")
-            (processes / str(pid) / "cwd").symlink_to("/work")
+            (processes / str(pid) / "cwd").symlink_to("/home/base")
         monkeypatch.setattr(mounts, "_SYSFS", system)
         monkeypatch.setattr(mounts, "_PROC", processes)
 
