@@ -329,6 +329,8 @@ def test_metadata_comes_back(world):
     os.setxattr(file, "user.comment", b"\x00\xffbytes")
     os.utime(file, ns=(1_600_000_000_123_456_789, 1_500_000_000_987_654_321))
     here.backup(f"data:{file}")
+    shown = timezero("show", "--repo", here.repo, "latest")
+    assert b"files frozen" in shown.out and str(file).encode() in shown.out
     copy = here.folder / "copy"
     succeed("restore", "--repo", here.repo, f"latest/data:{file}", copy)
     status = copy.stat()

@@ -79,8 +79,10 @@ def _backup(options: Any, output: Output) -> int:
         raise
     for name, doubts in result.doubts.items():
         output.line(f"timezero: {name}: fuzzy: {doubts[0]}")
-    for name in result.gone:
-        output.line(f"timezero: {name}: was not there any more at T0")
+    for name in result.gone[:_FILES_TOLD]:
+        output.line(f"timezero: {plain(name)}: was not there any more at T0")
+    if (more := len(result.gone) - _FILES_TOLD) > 0:
+        output.line(f"timezero: {more} more files were not there any more at T0: --json names them")
     output.result(result.to_json, lambda: _manifest_text(result.manifest))
     return 0
 
@@ -232,7 +234,8 @@ def _suspension_text(suspension: dict[str, int] | None) -> str:
         return ""
     parts = [f"{name} {suspension[f'{name}_us']}" for name in ("drain", "map", "install") if f"{name}_us" in suspension]
     hooks = f", hooks {suspension['hooks_us']} us" if "hooks_us" in suspension else ""
-    return f"  suspended {suspension['total_us']} us ({', '.join(parts)}){hooks}"
+    frozen = f", files frozen {suspension['frozen_us']} us" if "frozen_us" in suspension else ""
+    return f"  suspended {suspension['total_us']} us ({', '.join(parts)}){frozen}{hooks}"
 
 
 def _verify(options: Any, output: Output) -> int:
