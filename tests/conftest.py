@@ -7,10 +7,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from getpass import getuser
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.leftovers import sweep
 
 # How long an example takes says something about the machine and what else runs on it, not about what is tested.
 settings.register_profile("timezero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,6 +24,11 @@ settings.load_profile("timezero")
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
+
+
+def pytest_sessionstart() -> None:
+    if os.geteuid() == 0:
+        sweep(Path(gettempdir()) / f"pytest-of-{getuser()}")
 
 
 def run(*command: str | Path, timeout: float = 60) -> str:
