@@ -7,7 +7,8 @@ fio's nbd engine, on a volume in a file on disk and in memory (tmpfs): 4k random
 128k sequential ones at depth 16. Rounds alternate; figures are medians, `ratio` says how many times the row's rate
 timezero reaches, `noise` how far a row's own rounds lie apart. CPU is the server's time a request. The threads engine
 has a row of its own, and so has every --poll-us asked for. At the end the cost of the gate: updates with a session of
-which everything is copied, against none. Without --full it ends in three minutes and is good for orientation.
+which everything is copied, against none, and the gate's own calls by themselves. Without --full it ends in three
+minutes and is good for orientation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve.gate import LOADS as GATE_LOADS
-from bench.serve.gate import measure_gate
+from bench.serve.gate import calls_ns, measure_gate
 from timezero.jobs.bench_serve import (
     LOADS,
     Contender,
@@ -43,6 +44,7 @@ PARTS = ("disk", "memory", "gate")
 QUICK = (1.0, 1)  # seconds a run, rounds
 FULL = (3.0, 5)
 GATE_ROUNDS = 3  # for each round: what is looked for is smaller than what a single run can show
+GATE_GIB = (1, 256)  # track bits of one fit the cache, of the other they do not
 
 
 def say(line: str) -> None:
@@ -77,7 +79,16 @@ def gate(volume: Path, folder: Path, options: argparse.Namespace) -> dict[str, A
     cpu = {load.name: ratio(*pair, load, "cpu_us") - 1 for load in GATE_LOADS}
     for name in costs:
         print(f"cost of the gate, {name}: {costs[name]:+.1%} of the rate, {cpu[name]:+.1%} CPU a request")
-    return {"part": "gate", "cost": costs, "cpu": cpu, "results": as_json(pair, GATE_LOADS)}
+    calls = {}
+    for gib in GATE_GIB:
+        without, armed = calls_ns(folder, gib).values()
+        calls[gib] = [without, armed]
+        shares = ", ".join(
+            f"{(armed - without) / 1000 / pair[1].median(load, 'cpu_us'):.2%} at {load.name.split(', ')[1]}"
+            for load in GATE_LOADS
+        )
+        print(f"the gate's own calls, {gib} GiB: {without:.0f} ns an update, with a session {armed:.0f}: {shares}")
+    return {"part": "gate", "cost": costs, "cpu": cpu, "calls_ns": calls, "results": as_json(pair, GATE_LOADS)}
 
 
 def parsed() -> argparse.Namespace:

@@ -213,11 +213,12 @@ static void start(tz_session *session, uint64_t first, uint64_t count)
 /* Of the tracks of `mask` in word `w`: those whose T0 content is in nobody's hands yet. */
 static uint32_t needed(const tz_session *session, uint64_t w, uint32_t mask)
 {
-    uint32_t domain = session->domain ? session->domain[w] : UINT32_MAX;
-
-    mask &= domain & ~session->saved[w];
-    /* The shared word is looked at last and only when it matters: it may be in the mover's cache. */
-    return mask ? mask & ~(uint32_t)atomic_load(&session->sidefile.words[w]) : 0;
+    /* A word in memory is a cache miss on a large volume, so the one that most often decides comes first: as a backup goes
+     * on, that the track is copied. */
+    mask &= ~(uint32_t)atomic_load(&session->sidefile.words[w]);
+    if (mask && session->domain)
+        mask &= session->domain[w];
+    return mask ? mask & ~session->saved[w] : 0;
 }
 
 bool tz_session_cover(tz_session *session, uint64_t at, uint64_t end)
@@ -232,7 +233,7 @@ bool tz_session_cover(tz_session *session, uint64_t at, uint64_t end)
     for (uint64_t track = at >> session->track_shift; track < stop; track += in_word) {
         uint64_t w = track / TZ_TRACKS_A_WORD;
         uint32_t need = needed(session, w, tz_track_mask(track, stop - track, &in_word));
-        uint32_t fresh = need & ~session->pending[w];
+        uint32_t fresh = need ? need & ~session->pending[w] : 0; /* a cache miss less for what is copied */
 
         covered = covered && !need;
         for (; fresh; fresh &= fresh - 1) {

@@ -165,6 +165,23 @@ def test_a_killed_watchdog_is_noticed_and_its_work_done(points: list[Path]) -> N
         assert not any(map(is_frozen, points))
 
 
+def test_what_a_killed_watchdog_had_turned_on_is_turned_off(points: list[Path]) -> None:
+    """Expedited grace periods, while it freezes: killed there, it leaves them on for the whole machine."""
+    expedited = Path("/sys/kernel/rcu_expedited")
+    assert expedited.read_text().strip() == "0"
+    with Freezer(points) as both:
+        both.freeze(30)
+        assert both._process is not None
+        os.kill(both._process, signal.SIGKILL)
+        expedited.write_text("1")
+        try:
+            with pytest.raises(WatchdogLostError):
+                both.thaw()
+            assert expedited.read_text().strip() == "0"
+        finally:
+            expedited.write_text("0")
+
+
 def test_a_killed_watchdog_is_noticed_by_close(points: list[Path]) -> None:
     with Freezer(points) as both:
         both.freeze(30)

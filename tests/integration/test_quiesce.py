@@ -191,6 +191,17 @@ def test_a_file_system_is_frozen_and_thawed(mounted: Path) -> None:
     assert quiesced.times[hooks[0].text]["pre_us"] > 0
 
 
+def test_a_hook_that_freezes_the_sidefile_is_refused(mounted: Path, serve: Callable, tmp_path: Path) -> None:
+    """Its file tier lies there: updates to what is not copied yet would wait for the thaw."""
+    served = serve({"disk": image(tmp_path / "volume", 4 * MIB)}, sidefile_path=mounted, sidefile_file="4M")
+    env = environment(TIMEZERO_CONTROL=served.control, TIMEZERO_REPO=str(tmp_path / "repo"))
+    outcome = timezero("backup", "disk", "--quiesce", f"fsfreeze:{mounted}", env=env)
+    assert outcome.code == 2, outcome.err
+    assert f"fsfreeze:{mounted}" in outcome.err and "sidefile of volume disk" in outcome.err
+    (mounted / "file").write_bytes(b"not frozen")
+    succeed("backup", "disk", "--sidefile-file", "0", "--quiesce", f"fsfreeze:{mounted}", env=env)
+
+
 def test_a_file_system_that_somebody_else_froze_stays_frozen(mounted: Path) -> None:
     descriptor = os.open(mounted, os.O_RDONLY)
     freeze(descriptor)

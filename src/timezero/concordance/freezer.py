@@ -37,6 +37,7 @@ _ANSWER = struct.Struct("=IIIi")
 _POINT = struct.Struct("=IiQQ")
 
 _START_TIMEOUT = 10.0  # seconds
+_EXPEDITED = Path("/sys/kernel/rcu_expedited")  # the watchdog turns it on while it freezes
 _PATIENCE = 5.0  # seconds that a device may take to answer when its file system is thawed
 
 
@@ -78,6 +79,7 @@ class Freezer:
         self._suspect: set[int] = set()  # points that may be frozen through us
         self._process: int | None = None
         self._next = _FREEZE  # the operation that may come
+        self._expedited = b""  # what _EXPEDITED was before
         with ExitStack() as undo:
             undo.callback(self._close_descriptors)
             self._open([os.fspath(point) for point in points])
@@ -214,6 +216,8 @@ class Freezer:
             raise ValueError("a freezer freezes once, and thaws what it froze")
         self._next = _THAW if operation == _FREEZE else 0
         if operation == _FREEZE:
+            with suppress(OSError):
+                self._expedited = _EXPEDITED.read_bytes().strip()
             self._suspect = set(range(len(self.points)))
         try:
             self._socket.send(_REQUEST.pack(operation, 0, int(deadline_s * 1e9)))
@@ -238,6 +242,9 @@ class Freezer:
     def _watchdog_is_lost(self) -> None:
         """Always raises."""
         suspects = self._thaw_suspects()
+        if self._expedited == b"0":  # and it may have been killed before it put that back
+            with suppress(OSError):
+                _EXPEDITED.write_bytes(b"0")
         where = f": {', '.join(suspects)} may still be frozen" if suspects else "; every file system is thawed"
         raise WatchdogLostError(f"the watchdog that freezes file systems was killed or does not answer{where}")
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from timezero._linux.stack import Identity, identity_of
-from timezero.errors import TimezeroError
+from timezero.errors import TimezeroError, UsageError
 from timezero.jobs.moving import in_words
 from timezero.jobs.options import SessionOptions
 
@@ -150,6 +150,7 @@ class Served:
         """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""
         formed: dict[str, int] = {"map_us": 0}  # whole volumes need no map: their concordance is the identity
         until = self._options.deadline_us / 1e6
+        self._check_hooks()
         if files:
             files.get_ready()  # what may take long is done before an application is asked to be still
         with self._quiesced(files) as quiesced, files.formed(self, until, formed) if files else nullcontext():
@@ -161,6 +162,16 @@ class Served:
             self.hooks = quiesced.times
         # T0 lies between the closing and the opening of the gates; the instant of the call is never later than it.
         self.t0_ns = before
+
+    def _check_hooks(self) -> None:
+        """An update that is held for its before-image would wait for the thaw, and the thaw for the update."""
+        frozen = {device: hook.label for hook in self._hooks if (device := hook.frozen_device()) is not None}
+        for volume, below in self.sidefiles().items() if frozen else ():
+            for device in frozen.keys() & {identity[0] for identity in below}:
+                raise UsageError(
+                    f"quiesce {frozen[device]}: the sidefile of volume {volume} lies on what it freezes, and thawing "
+                    "would wait for itself; serve with a --sidefile-path elsewhere"
+                )
 
     def _quiesced(self, files: Files | None) -> Quiesced:
         from timezero.quiesce import Quiesced

@@ -64,6 +64,10 @@ class FsfreezeHook(Hook):
         if not os.path.ismount(self.point):
             raise UsageError(f"quiesce {self.label}: is not a mount point: name the one that the file system is on")
 
+    def frozen_device(self) -> int:
+        """That of the mount point."""
+        return os.stat(self.point).st_dev
+
     def prepare(self, patience: Patience) -> None:
         """Start the process that freezes; write out what is dirty."""
         self._freezer = self._make_freezer([self.point])

@@ -40,6 +40,10 @@ class Hook(ABC):
     def check(self) -> None:  # noqa: B027 (most hooks have nothing to look at)
         """Before anything is prepared. Raises UsageError for what cannot work."""
 
+    def frozen_device(self) -> int | None:
+        """st_dev of the file system that nobody can write to between pre and post, if there is one."""
+        return None
+
     def prepare(self, patience: Patience) -> None:  # noqa: B027
         """What takes time and disturbs nobody: done for all hooks before the first pre step."""
 
