@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from tests.fuzz.base import Input, Target, nothing_left_open
-from timezero.config import ServeConfig, SidefileConfig, VolumeConfig
+from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig
 from timezero.control import client
 from timezero.errors import TimezeroError
 from timezero.jobs.options import SessionOptions
@@ -117,6 +117,7 @@ class _Server:
                 nbd=(f"nbd+unix:///?socket={root}/nbd",),
                 control=self.control,
                 sidefile=SidefileConfig(memory=1 << 20, path=str(root / "tiers"), file=1 << 16),
+                limits=Limits(memory=8 << 20, file=1 << 20),
                 engine="threads",
             ),
             self.log.append,
