@@ -223,7 +223,7 @@ static uint32_t slots_in_a_row(const tz_session_view *view, const tz_chunk *chun
         uint64_t track = first_track(view, chunk) + chunk->take_at + n;
 
         /* Zero images have no slot, and are not looked for. */
-        if (tz_session_is_zero_image(view->header, track) || tz_session_find(view->header, track) != slot + n)
+        if (tz_session_view_is_zero(view, track) || tz_session_view_find(view, chunk, track) != slot + n)
             break;
         n++;
     }
@@ -265,16 +265,16 @@ static int take_one(tz_session_view *view, tz_chunk *chunk)
     uint32_t slot;
 
     chunk->slot = TZ_SLOT_NONE;
-    if (tz_session_is_zero_image(view->header, track)) {
+    if (tz_session_view_is_zero(view, track)) {
         memset(p.place, 0, p.length);
         return 0;
     }
-    slot = tz_session_find(view->header, track);
+    slot = tz_session_view_find(view, chunk, track);
     if (slot >= view->slots)
         return broken(chunk);
     chunk->slot = slot;
     if (slot < view->memory_slots) {
-        memcpy(p.place, (uint8_t *)tz_session_memory_slot(view->header, slot) + p.skip, p.length);
+        memcpy(p.place, tz_session_view_memory(view, slot) + p.skip, p.length);
         return 0;
     }
     return take_from_tier(view, chunk, p);
@@ -286,9 +286,9 @@ static int last_use(tz_session_view *view, tz_chunk *chunk, uint64_t track)
     uint32_t n, mask = tz_track_mask(track, 1, &n), slot;
 
     if (!tz_tracks_copied(&view->words[track / TZ_TRACKS_A_WORD], mask) ||
-        tz_session_is_zero_image(view->header, track))
+        tz_session_view_is_zero(view, track))
         return 0;
-    slot = tz_session_find(view->header, track);
+    slot = tz_session_view_find(view, chunk, track);
     if (slot >= view->slots)
         return broken(chunk);
     tz_session_view_push(view, chunk, slot);

@@ -9,9 +9,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* Taking a slot out is a matter of some hundred nanoseconds, unless the gate's thread is not running. */
+#define LOOKS_AWAKE   10000
+#define LOOK_PAUSE_US 100
 
 /* ---- in use ---- */
 
@@ -22,14 +27,42 @@ void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
     out->gate = header;
     out->updates = atomic_load_explicit(&header->updates, memory_order_relaxed);
     out->used = atomic_load_explicit(&header->used_slots, memory_order_relaxed);
-    out->low = header->low_mark;
-    out->high = header->high_mark;
+    out->low = view->plan.low_mark;
+    out->high = view->plan.high_mark;
+}
+
+/* A gate that was stopped, or died, while it took a slot out leaves the look-up undecided: then the worker sleeps
+ * between looks, and the end of the transfer ends it. */
+uint32_t tz_session_view_find(const tz_session_view *view, const tz_chunk *chunk, uint64_t track)
+{
+    uint32_t found = TZ_SLOT_NONE, looks = 0;
+
+    while (!tz_session_look(&view->plan, view->header, track, &found)) {
+        if (++looks < LOOKS_AWAKE)
+            continue;
+        if (atomic_load(&chunk->transfer->stopping))
+            return TZ_SLOT_NONE;
+        usleep(LOOK_PAUSE_US);
+    }
+    return found;
+}
+
+bool tz_session_view_is_zero(const tz_session_view *view, uint64_t track)
+{
+    const _Atomic uint64_t *zeros = (const _Atomic uint64_t *)((uintptr_t)view->header + view->plan.zero_offset);
+
+    return atomic_load(&zeros[track / 64]) >> (track % 64) & 1;
+}
+
+const uint8_t *tz_session_view_memory(const tz_session_view *view, uint32_t slot)
+{
+    return (const uint8_t *)view->header + view->plan.data_offset + ((uint64_t)slot << view->track_shift);
 }
 
 void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot)
 {
     pthread_mutex_lock(&view->drain_lock);
-    tz_drain_push(view->header, view->ring, slot);
+    tz_drain_push(&view->plan, view->ring, slot);
     pthread_mutex_unlock(&view->drain_lock);
     chunk->pushed++;
 }
@@ -125,19 +158,24 @@ static int map_sealed(int fd, int protection, void **out, uint64_t *bytes)
 
 static int map_session(tz_session_view *view, const tz_session_descriptors *fds)
 {
-    const tz_session_header *h;
+    const tz_session_header *h = &view->plan;
     void *owned;
     int rc;
 
     rc = map_sealed(fds->owned_fd, PROT_READ, &owned, &view->owned_bytes);
     if (rc < 0)
         return rc;
-    view->header = h = owned;
+    view->header = owned;
     rc = map_sealed(fds->shared_fd, PROT_READ | PROT_WRITE, &view->shared, &view->shared_bytes);
-    if (rc == 0)
-        rc = tz_session_layout_check(h, view->owned_bytes, view->shared_bytes);
     if (rc < 0)
         return rc;
+    if (view->owned_bytes < sizeof(*h))
+        return -EPROTO;
+    memcpy(&view->plan, owned, offsetof(tz_session_header, state));
+    rc = tz_session_layout_check(h, view->owned_bytes, view->shared_bytes);
+    if (rc < 0)
+        return rc;
+    view->slot_table = (const tz_slot *)((uint8_t *)owned + h->slots_offset);
     view->ring = (tz_drain_ring *)((uint8_t *)view->shared + h->ring_offset);
     view->words = (_Atomic uint64_t *)((uint8_t *)view->shared + h->words_offset);
     view->track_shift = h->track_shift;
@@ -164,11 +202,12 @@ static int adopt(tz_file *out, int fd, uint64_t track_size)
 
 int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fds)
 {
-    tz_session_view *view = calloc(1, sizeof(*view));
+    tz_session_view *view = aligned_alloc(_Alignof(tz_session_view), sizeof(*view));
     int rc;
 
     if (!view)
         return -ENOMEM;
+    memset(view, 0, sizeof(*view));
     view->tier.fd = -1;
     rc = map_session(view, fds);
     if (rc == 0)

@@ -16,12 +16,14 @@
 
 struct tz_session_view {
     _Atomic uint32_t holders;
-    const tz_session_header *header; /* mapped read-only */
+    const tz_session_header *header; /* mapped read-only; only its atomics are looked at */
+    tz_session_header plan;          /* its constants as they were checked: the mapping may change at any time */
     uint64_t owned_bytes;
     void *shared;
     uint64_t shared_bytes;
     tz_drain_ring *ring;
     _Atomic uint64_t *words;
+    const tz_slot *slot_table;
     tz_file volume, tier; /* tier.fd -1: none */
     int drain_fd;
 
@@ -45,6 +47,11 @@ int tz_session_view_count_begin(tz_session_view *view);
 void tz_session_view_count_end(tz_session_view *view);
 
 void tz_session_view_activity(const tz_session_view *view, tz_activity *out);
+
+/* The live slot of a preserved track, or TZ_SLOT_NONE: none, and the session is broken, or the transfer is to stop. */
+uint32_t tz_session_view_find(const tz_session_view *view, const tz_chunk *chunk, uint64_t track);
+bool tz_session_view_is_zero(const tz_session_view *view, uint64_t track);
+const uint8_t *tz_session_view_memory(const tz_session_view *view, uint32_t slot); /* of the memory tier */
 
 /* Gives a slot back, its content taken; told to the gate with the chunk's others by announce (0 or -errno). */
 void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot);

@@ -42,7 +42,7 @@ static void activity(const tz_source *base, tz_activity *out)
 static int collect(extents_source *source, uint64_t *addresses, uint32_t *left)
 {
     const tz_session_view *view = source->view;
-    const tz_slot *slots = tz_session_slots(view->header);
+    const tz_slot *slots = view->slot_table;
     const uint32_t probes = (uint32_t)(view->track_size / source->grain);
     uint32_t count = 0;
 
@@ -76,11 +76,12 @@ static bool claim_first(extents_source *source, tz_bitmap *claimed, const uint64
 static int ahead(tz_source *base, tz_bitmap *claimed, uint64_t *number)
 {
     extents_source *source = of(base);
-    const tz_session_header *header = source->view->header;
-    uint32_t left = (uint32_t)tz_min_u64(AHEAD_SCAN, source->view->slots);
+    const tz_session_view *view = source->view;
+    uint32_t left = (uint32_t)tz_min_u64(AHEAD_SCAN, view->slots);
     uint64_t addresses[PROBES];
 
-    if (claimed->bits < 2 || atomic_load_explicit(&header->used_slots, memory_order_relaxed) <= header->low_mark)
+    if (claimed->bits < 2 ||
+        atomic_load_explicit(&view->header->used_slots, memory_order_relaxed) <= view->plan.low_mark)
         return 0;
     while (left > 0) {
         int count = collect(source, addresses, &left);

@@ -31,9 +31,9 @@ static void activity(const tz_source *base, tz_activity *out)
 static int ahead(tz_source *base, tz_bitmap *claimed, uint64_t *number)
 {
     session_source *source = of(base);
-    const tz_slot *slots = tz_session_slots(source->view->header);
+    const tz_slot *slots = source->view->slot_table;
 
-    if (atomic_load_explicit(&source->view->header->used_slots, memory_order_relaxed) <= source->view->header->low_mark)
+    if (atomic_load_explicit(&source->view->header->used_slots, memory_order_relaxed) <= source->view->plan.low_mark)
         return 0;
     for (uint32_t i = 0; i < TZ_AHEAD_SCAN && i < source->view->slots; i++) {
         uint64_t track = atomic_load(&slots[source->scan].track), chunk;

@@ -237,6 +237,54 @@ static void nonsense_is_refused(void)
     world_remove(&w);
 }
 
+/* What is checked once must not be read again: a subsystem that changes it later misleads nobody. */
+static void constants_change_under_the_mover(void)
+{
+    tz_mover_config config = {.workers = 2, .chunk_size = CHUNK};
+    tz_session_header kept;
+    tz_transfer_report report;
+    tz_source *source;
+    world w;
+
+    world_make(&w, "/var/tmp", VOLUME, 16, 20, 20, 5);
+    for (uint64_t track = 0; track < 30; track++)
+        fake_gate_update(&w.gate, track, 99);
+    source = fake_gate_source(&w.gate);
+    memcpy(&kept, w.gate.h, offsetof(tz_session_header, state));
+    memset(w.gate.h, 0x77, offsetof(tz_session_header, state));
+    run_one(&config, source, image_sink_of(w.target, VOLUME, true, 0), NULL, &report);
+    memcpy(w.gate.h, &kept, offsetof(tz_session_header, state));
+    CHECK_EQ(report.error, 0);
+    CHECK(same_content(w.t0, w.target));
+    world_remove(&w);
+}
+
+/* A subsystem that dies while it takes a slot out leaves a look-up undecided for ever. */
+static void a_dead_gate_stops_nobody(void)
+{
+    tz_mover_config config = {.workers = 1, .chunk_size = CHUNK};
+    tz_transfer_report report;
+    tz_bufspace *space;
+    tz_mover *mover;
+    world w;
+
+    world_make(&w, "/var/tmp", VOLUME, 16, 20, 0, 20);
+    tz_tracks_preserved(&w.gate.words[0], 1u << 9);
+    atomic_store(&w.gate.h->unlinks, 1);
+    CHECK_EQ(tz_bufspace_create(&space, CHUNK, 6, 2, 0), 0);
+    CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
+    CHECK_EQ(tz_mover_add(mover, fake_gate_source(&w.gate), image_sink_of(w.target, VOLUME, true, 0), NULL), 0);
+    CHECK_EQ(tz_mover_start(mover), 0);
+    CHECK_EQ(tz_mover_wait(mover, INT64_C(300000000)), 0);
+    tz_mover_cancel(mover);
+    CHECK_EQ(tz_mover_wait(mover, WAIT_NS), 1);
+    tz_mover_report_get(mover, 0, &report);
+    CHECK_EQ(report.error, -ECANCELED);
+    tz_mover_destroy(mover);
+    tz_bufspace_destroy(space);
+    world_remove(&w);
+}
+
 /* Tracks that the volume cannot give any more (it was cut short: reads end early) are lost only
  * when they are not preserved. */
 static void unreadable_tracks_come_from_the_sidefile(void)
@@ -285,6 +333,8 @@ int main(void)
     RUN(what_the_sidefile_holds_is_not_read);
     RUN(a_puncture_ends_the_transfer);
     RUN(nonsense_is_refused);
+    RUN(constants_change_under_the_mover);
+    RUN(a_dead_gate_stops_nobody);
     RUN(unreadable_tracks_come_from_the_sidefile);
     return 0;
 }

@@ -223,27 +223,43 @@ static inline uint32_t tz_tracks_preserved(_Atomic uint64_t *word, uint32_t mask
 
 /* ---- the mover's look-up ---- */
 
-/* The live slot of a track whose preserved bit the caller has seen and whose slot it has not freed;
- * TZ_SLOT_NONE when there is none. Safe beside the gate's insertions and removals of other tracks. */
+/* One look for the live slot of a track whose preserved bit the caller has seen and whose slot it has not freed: true,
+ * and the slot, or TZ_SLOT_NONE when there is none. False: a slot of some track was being taken out meanwhile, and
+ * nothing was found; look again. Safe beside the gate's insertions and removals of other tracks.
+ *
+ * `plan`: a header whose constants are checked and stay, the mover's copy; `h`: the mapped one, whose atomics alone are
+ * looked at, for its constants may change under a mover's eyes. */
+static inline bool tz_session_look(const tz_session_header *plan, const tz_session_header *h, uint64_t track,
+                                   uint32_t *found)
+{
+    const tz_slot *slots = (const tz_slot *)((uintptr_t)h + plan->slots_offset);
+    const _Atomic uint32_t *heads = (const _Atomic uint32_t *)((uintptr_t)h + plan->buckets_offset);
+    uint32_t before = atomic_load(&h->unlinks), steps = 0;
+    uint32_t slot = atomic_load(&heads[tz_session_bucket(plan, track)]);
+
+    /* Bucket heads hold slot + 1, so that zero-filled memory is an empty table. */
+    slot = slot ? slot - 1 : TZ_SLOT_NONE;
+    while (slot < plan->slots && steps++ <= plan->slots) {
+        if (atomic_load(&slots[slot].track) == track + 1) {
+            *found = slot;
+            return true;
+        }
+        slot = atomic_load(&slots[slot].next);
+    }
+    if (before & 1 || atomic_load(&h->unlinks) != before)
+        return false;
+    *found = TZ_SLOT_NONE;
+    return true;
+}
+
+/* The same until it is told, for who trusts the header, and the gate to go on. */
 static inline uint32_t tz_session_find(const tz_session_header *h, uint64_t track)
 {
-    const tz_slot *slots = tz_session_slots(h);
-    _Atomic uint32_t *head = &tz_session_buckets(h)[tz_session_bucket(h, track)];
+    uint32_t found;
 
-    for (;;) {
-        uint32_t before = atomic_load(&h->unlinks), steps = 0;
-        uint32_t slot = atomic_load(head);
-
-        /* Bucket heads hold slot + 1, so that zero-filled memory is an empty table. */
-        slot = slot ? slot - 1 : TZ_SLOT_NONE;
-        while (slot < h->slots && steps++ <= h->slots) {
-            if (atomic_load(&slots[slot].track) == track + 1)
-                return slot;
-            slot = atomic_load(&slots[slot].next);
-        }
-        if (!(before & 1) && atomic_load(&h->unlinks) == before)
-            return TZ_SLOT_NONE;
-    }
+    while (!tz_session_look(h, h, track, &found))
+        ;
+    return found;
 }
 
 static inline bool tz_session_is_zero_image(const tz_session_header *h, uint64_t track)

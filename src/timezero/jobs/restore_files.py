@@ -78,7 +78,7 @@ class Files:
 
     def fail(self, record: DatasetRecord, error: TimezeroError) -> None:
         """Note why a file cannot be restored; the first reason counts."""
-        self.failed.setdefault(record.name, error)
+        self.failed.setdefault(record.name, _without_frames(error))
 
     def refuse(self, record: DatasetRecord, error: OSError, what: str) -> TimezeroError:
         """Note that a file cannot be restored."""
@@ -89,6 +89,15 @@ class Files:
         wrong = TimezeroError(f"{path}: {what}: {reason}")
         self.fail(record, wrong)
         return wrong
+
+
+def _without_frames(error: TimezeroError) -> TimezeroError:
+    """The frames of its traceback hold what was open for a file: of thousands, more than a process may have."""
+    reason: BaseException | None = error
+    while reason is not None:
+        reason.__traceback__ = None
+        reason = reason.__cause__ or reason.__context__
+    return error
 
 
 def _add(meter: Meter, before: int, moved: int) -> None:

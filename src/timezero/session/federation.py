@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from timezero.control.client import ConnectionLostError
 from timezero.errors import DeadlineError, PunctureError, TimezeroError, UsageError
+from timezero.session import answers
 from timezero.session.group import DEADLINE_US, Group, Part, prepare, status
 
 _GRACE_S = 0.5  # beyond the deadline, for an answer to arrive
@@ -61,8 +62,8 @@ class Federation:
             if isinstance(error, ConnectionLostError):
                 raise DeadlineError(f"{error}; every gate opens by itself, there is no T0") from None
             raise
-        times = [dict(reply["times"]) for reply in replies]
-        worst = {name: max(int(t.get(name, 0)) for t in times) for name in times[0]}
+        times = [answers.times(reply) for reply in replies]
+        worst = {name: max(t.get(name, 0) for t in times) for name in times[0]}
         return worst | {"total_ns": round((time.monotonic() - began) * 1e9)}
 
     def _step(self, until: float, op: str, **fields: Any) -> Reports:

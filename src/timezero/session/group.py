@@ -15,6 +15,7 @@ from typing import Any, Self
 from timezero.control.client import Client, ConnectionLostError, ControlError
 from timezero.errors import PunctureError, TimezeroError, UsageError
 from timezero.places import default_control as default_control
+from timezero.session import answers
 
 DEADLINE_US = 1_000_000  # of a suspension, when the caller gives none
 _DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
@@ -79,7 +80,7 @@ class Group:
         timeout = deadline_us / 1e6 + _SUSPEND_GRACE
         reply = self._client.call("suspend", timeout=timeout, session=self.name, deadline_us=deadline_us)
         self._suspended = True
-        return dict(reply["times"])
+        return answers.times(reply)
 
     def post(self, op: str, **fields: Any) -> None:
         """Send a step of a suspension (close, install, open, abort) without waiting: `answer` must follow."""
@@ -92,7 +93,7 @@ class Group:
     def report(self) -> list[dict[str, Any]]:
         """How each part is doing. Raises PunctureError when the connection is lost."""
         with self._t0_is_lost_with_connection():
-            return list(self._client.call("report", session=self.name)["parts"])
+            return answers.reports(self._client.call("report", session=self.name))
 
     def end(self, given_up: Collection[str] = ()) -> list[dict[str, Any]]:
         """End the session; the final reports. Raises PunctureError unless every part is intact.
@@ -100,14 +101,15 @@ class Group:
         given_up: volumes whose data is not wanted any more; theirs may be lost.
         """
         with self._t0_is_lost_with_connection():
-            reports = list(self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False)["parts"])
+            reply = self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False)
+            reports = answers.reports(reply)
         self._ended = True
         lost = [
             f"{report['volume']} ({report['puncture']})"
             for report in reports
             if report["state"] != "ended" and report["volume"] not in given_up
         ]
-        if lost or len(reports) != len(self.parts):
+        if lost or [report["volume"] for report in reports] != [part.volume for part in self.parts]:
             raise PunctureError(
                 f"session {self.name}: T0 is lost on volume {', '.join(lost) or '?'}; nothing was committed, the "
                 "application was not harmed; a larger sidefile or a faster target helps"
@@ -203,7 +205,7 @@ def _parts(
             handles = {key: left.pop(places[key]) if places[key] >= 0 else -1 for key in _DESCRIPTORS}
             sizes = {key: int(part[key]) for key in ("owned_bytes", "shared_bytes")}
             parts.append(Part(part["volume"], int(part["size"]), {**handles, **sizes}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ControlError("internal", f"the storage subsystem's answer makes no sense: {error!r}") from None
     if left or [part.volume for part in parts] != list(names):
         raise ControlError("internal", "the storage subsystem's answer does not fit the request")
@@ -219,5 +221,4 @@ def _parts(
 def status(control: str | None = None) -> dict[str, Any]:
     """What the storage subsystem on a control socket serves and does: volumes, sessions, engine, uptime_s, nbd."""
     with Client(control or default_control()) as client:
-        reply = client.call("status")
-    return {key: value for key, value in reply.items() if key not in ("id", "ok")}
+        return answers.status(client.call("status"))

@@ -197,6 +197,8 @@ class Commands:
         except BlockingIOError:
             raise RequestError("busy", "a gate is closed for another suspension; try again") from None
         except OSError as error:
+            if error.errno == errno.ECANCELED:
+                raise RequestError("bad-request", "suspension: a session of it has its T0 already") from None
             raise RequestError("io", f"suspension: {error.strerror}") from None
 
     def _drop_suspension(self) -> None:
