@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tz/crash.h"
+
 /* ---- in use ---- */
 
 void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
@@ -31,6 +33,7 @@ void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot)
     pthread_mutex_lock(&view->drain_lock);
     tz_drain_push(view->header, view->ring, slot);
     pthread_mutex_unlock(&view->drain_lock);
+    TZ_CRASH_POINT("slot.pushed");
     chunk->pushed++;
 }
 
