@@ -184,7 +184,8 @@ class World:
                 continue
         expect(not processes, f"processes are left: {', '.join(processes)}")
         expect(own not in Path("/proc/net/unix").read_bytes(), "somebody listens")
-        expect(own not in Path("/proc/self/mounts").read_bytes(), "something is mounted")
+        mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.folder) in line]
+        expect(not mounts, f"mounted is {', '.join(mounts)}")
         left = [*(self.folder / "sidefile").iterdir(), *self.folder.glob(".timezero-*")]
         expect(not left, f"files are left: {', '.join(path.name for path in left)}")
 
