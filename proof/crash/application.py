@@ -20,6 +20,7 @@ BLOCK = 4096
 MAGIC = 0x4352415348544B42
 CELL = np.dtype([(name, "<u8") for name in ("magic", "writer", "sequence", "block")])
 FLUSH_EVERY = 16
+PAUSE = 0.0005  # seconds: what is looked at are crashes, and a machine that is kept busy makes them slow
 
 
 def stamp(writer: int, sequence: int, block: int) -> bytes:
@@ -38,7 +39,6 @@ class Writer:
     started: list[int] = field(default_factory=list)  # CLOCK_MONOTONIC, ns
     acknowledged: list[int] = field(default_factory=list)
     flushed: int = 0
-    flushes: int = 0
 
     def write_until(self, stop: threading.Event, socket: str, export: str) -> None:
         """Update and flush, until told to stop or hung up on."""
@@ -55,7 +55,7 @@ class Writer:
                 if len(self.acknowledged) % FLUSH_EVERY == 0:
                     connection.flush()
                     self.flushed = len(self.acknowledged)
-                    self.flushes += 1
+                time.sleep(PAUSE)
 
     def updates_in(self, image: bytes) -> int:
         """How many of the updates, in their order, the image holds. Raises ValueError when no number explains it."""

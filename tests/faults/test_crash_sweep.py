@@ -23,8 +23,8 @@ from tests.command import image
 
 ROOT = Path(package.ROOT)
 #: A step of every phase, by who is at it.
-PHASES = ("session.memory:1", "gate.closed:1", "gate.drained:1", "mover.suspended:1", "image.written:1", "chunk.copied:40",
-          "session.over:1", "mover.ended:1", "name.linked:2")  # fmt: skip
+PHASES = ("session.memory:1", "gate.drained:1", "image.written:1", "chunk.copied:40", "session.over:1", "mover.ended:1",
+          "name.linked:2")  # fmt: skip
 #: Names of files and documents are given in many places; which file it is makes the step.
 CALL = re.compile(r"""(?:TZ_CRASH_POINT|\bcrash_point)\("([a-z.]+)"\)""")
 
@@ -35,13 +35,12 @@ def built() -> Path:
     return package.build()
 
 
-def chosen() -> list[Case]:
-    return [c for c in case.all_cases() if c.who == c.step.at or (c.kind == "backup" and c.step.name in PHASES)]
-
-
-@pytest.mark.parametrize("swept", chosen(), ids=lambda c: c.name)
-def test_a_death(swept: Case, built: Path, tmp_path: Path) -> None:
-    assert case.run(swept, tmp_path, built).problem == ""
+@pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune"])
+def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
+    cases = [c for c in case.all_cases() if c.kind == kind and (c.who == c.step.at or c.step.name in PHASES)]
+    outcomes = list(case.run_all(cases, tmp_path, built))
+    assert {o.case.name: o.problem for o in outcomes if o.problem} == {}
+    assert len(outcomes) >= 4
 
 
 @pytest.mark.parametrize("swept", files.all_cases(), ids=lambda c: c.name)
