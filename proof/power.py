@@ -1,8 +1,8 @@
 """Power loss: a disk that keeps the order of its writes and flushes, and every state that it may then be found in.
 
-The recorder serves a disk over NBD; nbdfuse and a loop device make a block device of it, and a real file system is mounted
-on that. Whatever the device was told arrives here, in order. When the power goes, what was written before the last flush is
-there; of what was written after it any part may be, whole or torn between sectors.
+The recorder serves a disk over NBD; nbdfuse and a loop device make a block device of it, and a real file system is
+mounted on that. Whatever the device was told arrives here, in order. When the power goes, what was written before the
+last flush is there; of what was written after it any part may be, whole or torn between sectors.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class States:
                 yield State(f"after flush {bisect_right(self._flushes, place)}", bytes(disk), until)
 
     def in_between(self, count: int, seed: int) -> Iterator[State]:
-        """States at random moments, with a random part of what was written after the last flush, torn here and there."""
+        """At random moments, with a random part of what was written after the last flush, torn here and there."""
         chance = random.Random(seed)
         for number in range(count):
             cut = chance.randrange(1, len(self._events) + 1)

@@ -1,7 +1,7 @@
 """Applications that write to a served volume and remember what was acknowledged; and what their volume may then hold.
 
-A writer has one update at a time, of one block, so its updates have one order: whatever state of the volume is looked at
-(after a crash; at T0) must be that after its first k updates, for one k: a plain check that needs no search.
+A writer has one update at a time, of one block, so its updates have one order: whatever state of the volume is looked
+at (after a crash; at T0) must be that after its first k updates, for one k: a plain check that needs no search.
 """
 
 from __future__ import annotations
@@ -75,17 +75,18 @@ class Writer:
         if k > len(self.blocks) or (held != expected).any():
             wrong = int(np.flatnonzero(held != expected)[0]) if k <= len(self.blocks) else int(held.argmax())
             raise ValueError(
-                f"writer {self.number}: of {k} updates one is missing: block {wrong + self.first} has update {held[wrong]}"
+                f"writer {self.number}: of {k} updates one is missing: "
+                f"block {wrong + self.first} has update {held[wrong]}"
             )
         return k
 
     def settle(self, image: bytes) -> None:
-        """Nothing is under way: what was acknowledged is in the image; an update that was not may be. Raises ValueError."""
+        """Nothing is under way: what was acknowledged is in the image, what was not may be. Raises ValueError."""
         k = self.updates_in(image)
         if k < len(self.acknowledged):
             raise ValueError(
-                f"writer {self.number}: {len(self.acknowledged)} updates were acknowledged ({self.flushed} flushed), and "
-                f"{k} are there"
+                f"writer {self.number}: {len(self.acknowledged)} updates were acknowledged ({self.flushed} flushed), "
+                f"and {k} are there"
             )
         del self.blocks[k:], self.started[k:]
         self.acknowledged += [time.monotonic_ns()] * (k - len(self.acknowledged))

@@ -1,9 +1,8 @@
 """A case of the sweep: somebody dies at a step; then everything is started again and looked at.
 
-    application   what it had acknowledged is there; where its server lived on, it noticed nothing
-    result        a whole one where the step promises one (of one instant, and it verifies), else none
-    leavings      prune removes them: the repository's tree is what its manifests say
-    nothing left  no session, lock, listener, mount or process; the next backup works
+Application: what it had acknowledged is there; where its server lived on, it noticed nothing. Result: a whole one where
+the step promises one (of one instant, and it verifies), else none. Leavings: prune removes them, the repository's tree
+is what its manifests say. Nothing is left: no session, lock, listener, mount or process. The next backup works.
 """
 
 from __future__ import annotations

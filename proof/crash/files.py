@@ -1,8 +1,10 @@
-"""A case of the sweep with a file dataset: somebody dies while the file system on the served volume is frozen. Needs root.
+"""A case of the sweep with a file dataset: somebody dies while the file system on the served volume is frozen.
 
-    thawed        the file system takes writes again (where its server lived on), and the watchdog is gone
-    application   what it had synced is in its file, on the volume that is served and mounted again
-    the rest      as in case.py: no point, no leavings, the next backup works
+Thawed: the file system takes writes again (where its server lived on), and the watchdog is gone. Application: what it
+had synced is in its file, on the volume that is served and mounted again. The rest is as in case.py: no point, no
+leavings, and the next backup works.
+
+Needs root.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The package as the sweep needs it: with crash points, in a folder of its own.
 
-It is used by being first in PYTHONPATH, so that it needs no environment of its own: an interpreter that finds it there runs it
-instead of the one that is installed. Objects are kept apart by their flags (setup.py), so that a second build takes seconds.
+It is used by being first in PYTHONPATH, so that it needs no environment of its own: an interpreter that finds it there
+runs it instead of the one that is installed. Objects are kept apart by their flags (setup.py), and a second build takes
+seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a case of the sweep is made of: a served volume with applications, a repository to be, commands, and what is left."""
+"""What a case of the sweep is made of: a served volume with applications, a repository, commands, and what is left."""
 
 from __future__ import annotations
 

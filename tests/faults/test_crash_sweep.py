@@ -1,8 +1,8 @@
 """The crash sweep (proof/crash): somebody dies at every named step, and what is left is plain and safe.
 
-Here: at every step the death of who is at it, and, at a step of every phase, that of the other one and of both. Which step
-of a phase it is makes no difference to the one who lives on (it sees a connection that ends), so the rest of the table is
-left to `make crash`, which runs all of it.
+Here: at every step the death of who is at it, and, at a step of every phase, that of the other one and of both. Which
+step of a phase it is makes no difference to the one who lives on (it sees a connection that ends), so the rest of the
+table is left to `make crash`, which runs all of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ ROOT = Path(package.ROOT)
 #: A step of every phase, by who is at it.
 PHASES = ("session.memory:1", "gate.drained:1", "image.written:1", "chunk.copied:40", "session.over:1", "mover.ended:1",
           "name.linked:2")  # fmt: skip
-#: Names of files and documents are given in many places; which file it is makes the step.
 CALL = re.compile(r"""(?:TZ_CRASH_POINT|\bcrash_point)\("([a-z.]+)"\)""")
 
 
@@ -49,7 +48,11 @@ def test_a_death_while_a_file_system_is_frozen(swept: Case, root: None, built: P
 
 
 def test_the_list_of_steps_is_whole() -> None:
-    sources = [*ROOT.glob("csrc/*/*.c"), *ROOT.glob("src/timezero/**/*.py"), *ROOT.glob("src/timezero/_native/*.p[yx][xi]")]
+    sources = [
+        *ROOT.glob("csrc/*/*.c"),
+        *ROOT.glob("src/timezero/**/*.py"),
+        *ROOT.glob("src/timezero/_native/*.p[yx][xi]"),
+    ]
     there = [name for path in sources for name in CALL.findall(path.read_text())]
     assert sorted(there) == sorted(set(there)), "a point is in two places"
     assert set(there) == {step.point for step in steps.ALL}

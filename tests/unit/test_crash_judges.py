@@ -15,7 +15,7 @@ SIZE = 16 * BLOCK
 
 @pytest.fixture
 def application() -> Application:
-    """Two writers of eight blocks each. The first made three updates, acknowledged at 10, 20, 30; the other one at 15."""
+    """Two writers of eight blocks each. One made three updates, acknowledged at 10, 20, 30; the other one, at 15."""
     made = Application(SIZE)
     first, second = made.writers
     first.blocks, first.started, first.acknowledged = [1, 2, 1], [9, 19, 29], [10, 20, 30]

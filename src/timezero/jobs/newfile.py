@@ -3,9 +3,9 @@
 It is made without one (where the file system has no such thing, under a temporary one) in the directory it will be
 in, and then named in one step: whoever looks sees the old file, or none, or the whole new one.
 
-To replace a file takes a temporary name for a moment. It is made from the file's own, and its file is locked by who writes it:
-so when he is killed in that moment, the next one who writes the same file finds what he left, sees that he is gone, and removes
-it.
+To replace a file takes a temporary name for a moment. It is made from the file's own, and its file is locked by who
+writes it: so when he is killed in that moment, the next one who writes the same file finds what he left, sees that he
+is gone, and removes it.
 
 Errors: OSError as the system says it.
 """
