@@ -1,4 +1,4 @@
-"""A file that replaces another: what one who was killed left under a temporary name goes, what a live one writes stays."""
+"""A file that replaces another: what a killed one left under a temporary name goes, what a live one writes stays."""
 
 from __future__ import annotations
 
