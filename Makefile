@@ -1,4 +1,4 @@
-# make build | test | demo | lint | asan | tsan | bench | bench-full | fuzz | clean        (CONTRIBUTING.md)
+# make build | test | demo | lint | asan | tsan | crash | bench | bench-full | fuzz | clean        (CONTRIBUTING.md)
 #
 # PYTEST="-k gate" and the like are handed to pytest.
 #
@@ -76,6 +76,10 @@ asan: system-all build
 tsan: system build
 	$(C_TESTS) SAN=tsan
 
+# Who may die, at every step of a session: all of the table. The tests run a part of it.
+crash: system-all build
+	$(PY) -m proof.crash
+
 # What finishes in ten minutes; bench-full takes the sizes that figures are quoted from, and every row.
 bench: system-all build
 	$(PY) -m pytest bench
@@ -107,4 +111,4 @@ clean:
 	find src -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: build system system-all test demo lint asan tsan bench bench-full fuzz clean
+.PHONY: build system system-all test demo lint asan tsan crash bench bench-full fuzz clean

@@ -5,6 +5,7 @@ ordinary one never share an object, and a second build compiles only what change
 directory each time, so distutils alone would start afresh).
 
 TIMEZERO_SANITIZE=address   build with AddressSanitizer and UBSan
+TIMEZERO_CRASH_POINTS=1     build for the crash sweep (tz/crash.h, proof/crash): never for use
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def toolchain() -> Toolchain:
     have = ["-DTZ_HAVE_URING=1", f'-DTZ_URING_VERSION="{uring.version}"'] if uring else []
     # The core's asserts guard the data of a backup: they stay on, although Python's own flags say -DNDEBUG.
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-UNDEBUG", "-fvisibility=hidden", "-pthread"]
+    if os.environ.get("TIMEZERO_CRASH_POINTS") == "1":
+        flags.append("-DTZ_CRASH_POINTS")
     cflags = [flag for library in found for flag in library.cflags]
     libs = [flag for library in found for flag in library.libs]
     return Toolchain(

@@ -11,7 +11,7 @@ _OPTION = 0x49484156454F5054  # "IHAVEOPT"
 _EXPORT_NAME = 1
 _FIXED_NO_ZEROES = 3
 _REQUEST, _REPLY = 0x25609513, 0x67446698
-_READ, _WRITE, _DISCONNECT, _TRIM, _WRITE_ZEROES = 0, 1, 2, 4, 6
+_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 
 
 class Nbd:
@@ -40,6 +40,9 @@ class Nbd:
     def write(self, offset: int, data: bytes) -> None:
         self._request(_WRITE, offset, len(data), data)
 
+    def flush(self) -> None:
+        self._request(_FLUSH, 0, 0)
+
     def trim(self, offset: int, length: int) -> None:
         self._request(_TRIM, offset, length)
 
@@ -49,8 +52,10 @@ class Nbd:
     def close(self) -> None:
         """Safe to repeat."""
         if self._socket.fileno() >= 0:
-            self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _DISCONNECT, 0, 0, 0))
-            self._socket.close()
+            try:
+                self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _DISCONNECT, 0, 0, 0))
+            finally:
+                self._socket.close()
 
     def __enter__(self) -> Self:
         return self

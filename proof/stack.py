@@ -51,8 +51,8 @@ def fuse_file(uri: str, folder: Path) -> Iterator[Path]:
         yield folder / "volume"
     finally:
         try:
-            if process.poll() is None:
-                _retry("umount", folder)
+            if process.poll() is None or f" {folder} " in Path("/proc/self/mounts").read_text():
+                _retry("umount", folder)  # what is mounted stays so when its server has died
             process.communicate(timeout=TIMEOUT)
         finally:
             if process.poll() is None:

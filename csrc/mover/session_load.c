@@ -32,6 +32,7 @@
 #include <string.h>
 
 #include "session_view.h"
+#include "tz/crash.h"
 #include "tz/faults.h"
 
 /* What lies badly for direct I/O is read through memory of our own, in pieces of this size or of a track. */
@@ -456,7 +457,9 @@ static int volume_read_ended(tz_session_view *view, tz_chunk *chunk)
         chunk->run = 0;
         return 0;
     }
+    TZ_CRASH_POINT("chunk.read");
     validate(view, chunk);
+    TZ_CRASH_POINT("chunk.copied");
     if (error && !takes(chunk, 0))
         return error;
     chunk->read += error ? 0 : chunk->asked;

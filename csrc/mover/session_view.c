@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tz/crash.h"
+
 /* Taking a slot out is a matter of some hundred nanoseconds, unless the gate's thread is not running. */
 #define LOOKS_AWAKE   10000
 #define LOOK_PAUSE_US 100
@@ -64,6 +66,7 @@ void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot)
     pthread_mutex_lock(&view->drain_lock);
     tz_drain_push(&view->plan, view->ring, slot);
     pthread_mutex_unlock(&view->drain_lock);
+    TZ_CRASH_POINT("slot.pushed");
     chunk->pushed++;
 }
 

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "tz/crash.h"
 
 #define TZ_PACK_BYTES_DEFAULT (4 * TZ_GIB)
 #define TZ_PACK_PREFIX_MAX    200
@@ -158,8 +159,10 @@ static int write_piece(tz_chunk *chunk, int fd)
     uint32_t bytes = (uint32_t)tz_align_up(chunk->length, TZ_FRAME_ALIGN), left = bytes - chunk->at;
     uint32_t piece = chunk->write_piece ? (uint32_t)tz_min_u64(chunk->write_piece, left) : left, at = chunk->at;
 
-    if (left == 0)
+    if (left == 0) {
+        TZ_CRASH_POINT("pack.written");
         return TZ_STEP_DONE;
+    }
     chunk->at += piece;
     chunk->written += piece;
     tz_chunk_write(chunk, fd, chunk->frame + at, piece, chunk->entry.offset + at);

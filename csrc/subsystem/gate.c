@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "session_private.h"
+#include "tz/crash.h"
 
 static void on_deadline(tz_io_op *op, int64_t result);
 
@@ -118,6 +119,7 @@ static void release(tz_volume *volume, tz_request *request)
     volume->gate.in_flight++;
     account(volume, request);
     tz_volume_issue(volume, request);
+    TZ_CRASH_POINT("update.issued");
 }
 
 /* Issuing an update never completes it at once, so the line only loses those that are released here. */
@@ -146,6 +148,7 @@ void tz_gate_judge_again(tz_volume *volume, uint64_t from, uint64_t to)
 static void drained(tz_gate *gate)
 {
     gate->drained = true;
+    TZ_CRASH_POINT("gate.drained");
     gate->closer->drained(gate->closer);
 }
 
@@ -154,6 +157,8 @@ void tz_gate_completed(tz_volume *volume)
     tz_gate *gate = &volume->gate;
 
     assert(gate->in_flight > 0);
+    if (gate->sessions)
+        TZ_CRASH_POINT("update.done");
     gate->in_flight--;
     if (gate->closed && !gate->drained && gate->in_flight == 0)
         drained(gate);
@@ -171,6 +176,7 @@ int tz_gate_close(tz_volume *volume, tz_gate_closer *closer, uint64_t deadline_n
     gate->closer = closer;
     gate->closed = gate->timer_runs = true;
     gate->drained = false;
+    TZ_CRASH_POINT("gate.closed");
     gate->timer.length = deadline_ns > now ? deadline_ns - now : 1;
     tz_io_submit(volume->io, &gate->timer);
     if (gate->in_flight == 0 || (volume->faults | closer->faults) & TZ_FAULT_NO_DRAIN)
@@ -203,6 +209,7 @@ void tz_gate_open(tz_volume *volume, tz_gate_closer *closer)
     if (!tz_gate_is_closed_by(volume, closer))
         return;
     let_go(volume, closer->faults);
+    TZ_CRASH_POINT("gate.opened");
     tz_io_cancel(volume->io, &volume->gate.timer);
 }
 
@@ -241,6 +248,7 @@ int tz_gate_install(tz_volume *volume, tz_session *session)
     session->next = gate->sessions;
     gate->sessions = session;
     tz_session_installed(session);
+    TZ_CRASH_POINT("gate.installed");
     return 0;
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "session_private.h"
+#include "tz/crash.h"
 #include "tz/digest.h"
 
 static void save(tz_preserve *p);
@@ -85,6 +86,7 @@ static void on_file_written(tz_io_op *op, int64_t result)
         end_run(p);
         return;
     }
+    TZ_CRASH_POINT("image.written");
     for (uint32_t i = 0; i < p->writing; i++) {
         tz_sidefile_publish(&session->sidefile, p->first + p->saved, p->slot + i);
         published(p);
@@ -180,6 +182,7 @@ static void on_image_read(tz_io_op *op, int64_t result)
         end_run(p);
         return;
     }
+    TZ_CRASH_POINT("image.read");
     memset((char *)p->buffer + bytes, 0, room - bytes); /* a short last track is stored whole */
     save(p);
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "session_private.h"
+#include "tz/crash.h"
 
 /* ---- the mover's wake-ups ---- */
 
@@ -96,6 +97,7 @@ void tz_session_end_check(tz_session *session)
     if (!call || session->preserving || session->watching)
         return;
     session->ending = NULL;
+    TZ_CRASH_POINT("session.over");
     tz_call_answer(call);
 }
 

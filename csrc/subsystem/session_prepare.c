@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "session_private.h"
+#include "tz/crash.h"
 
 /* One preservation reads up to PRESERVE_BYTES at once; of the memory, an eighth is for such reads, up to
  * MOST_PRESERVES. */
@@ -239,6 +240,7 @@ static int open_file_tier(tz_session *session, const tz_session_config *config)
     rc = reserve(config->file_fd, bytes);
     if (rc < 0)
         return rc;
+    TZ_CRASH_POINT("session.tier");
     fd = fcntl(config->file_fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
@@ -298,6 +300,7 @@ int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_con
 
     if (!config_makes_sense(config, volume))
         return -EINVAL;
+    TZ_CRASH_POINT("session.prepare");
     rc = plan_session(&plan, config, volume->file.size);
     if (rc < 0)
         return rc;
@@ -311,6 +314,7 @@ int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_con
         tz_session_destroy(session);
         return rc;
     }
+    TZ_CRASH_POINT("session.memory");
     if (config->file_fd >= 0)
         close(config->file_fd);
     *out = session;

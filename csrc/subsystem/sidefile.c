@@ -6,6 +6,8 @@
 
 #include <errno.h>
 
+#include "tz/crash.h"
+
 static void add(_Atomic uint64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
@@ -126,6 +128,7 @@ void tz_sidefile_publish(tz_sidefile *sidefile, uint64_t track, uint32_t slot)
 
     link_slot(sidefile, track, slot);
     copied = tell(sidefile, track);
+    TZ_CRASH_POINT("image.published");
     add(&h->images);
     if (slot >= h->memory_slots)
         add(&h->file_images);
@@ -170,6 +173,7 @@ int64_t tz_sidefile_drain(tz_sidefile *sidefile)
         if (!may_free(sidefile, slot))
             return -EPROTO;
         unlink_slot(sidefile, slot);
+        TZ_CRASH_POINT("slot.freed");
     }
     return freed;
 }

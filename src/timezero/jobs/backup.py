@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from timezero._crash import crash_point
 from timezero._linux.stack import Identity
 from timezero._version import __version__
 from timezero.errors import PartialError, TimezeroError, UsageError
@@ -206,13 +207,17 @@ class _Backup:
         machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
         begin = time.monotonic()
+        crash_point("mover.ready")
         if self.served:
             self.served.suspend(self._files)
+        crash_point("mover.suspended")
         transfers |= self._add_files(machine, packs)
         self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
         t0_ns = self.served.t0_ns if self.served else time.time_ns()
         machine.run(self._watch)
+        crash_point("mover.moved")
         self._judge(transfers)
+        crash_point("mover.ended")
         self._meter.finishing()
         manifest = self._commit(writer, packs, machine, transfers, started_ns, t0_ns)
         doubts = {name: source.doubts for name, source in self.at_rest.items() if source.doubts}
@@ -305,6 +310,7 @@ class _Backup:
     ) -> Manifest:
         try:
             records = writer.pack_records(packs.finish())
+            crash_point("packs.synced")
             datasets = tuple(
                 self._record(writer, machine, dataset, transfers[dataset.name])
                 for dataset in self._designated

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from timezero._crash import crash_point
 from timezero.errors import TimezeroError, UsageError
 from timezero.jobs.moving import in_words
 from timezero.jobs.options import FileOptions, SessionOptions
@@ -120,10 +121,12 @@ class Files:
             began = time.monotonic_ns()
             freezer.freeze(deadline_s)
             frozen = time.monotonic_ns()
+            crash_point("files.frozen")
             self._form(served)
             mapped = time.monotonic_ns()
             yield
             thawing = time.monotonic_ns()
+            crash_point("files.secured")
             freezer.thaw()
             end = time.monotonic_ns()
         parts = {"freeze": frozen - began, "map": mapped - frozen, "thaw": end - thawing, "frozen": end - began}

@@ -3,18 +3,28 @@
 It is made without one (where the file system has no such thing, under a temporary one) in the directory it will be
 in, and then named in one step: whoever looks sees the old file, or none, or the whole new one.
 
+To replace a file takes a temporary name for a moment. It is made from the file's own, and its file is locked by who
+writes it: so when he is killed in that moment, the next one who writes the same file finds what he left, sees that he
+is gone, and removes it.
+
 Errors: OSError as the system says it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import zlib
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from timezero import _linux
+from timezero._crash import crash_point
 from timezero.repository import names
 
+_T = TypeVar("_T")
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -32,6 +42,8 @@ class NewFile:
         self.fd = -1
         try:
             self.fd = self._create()
+            with suppress(OSError):  # file systems without locks have no sweeping either
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             self.close()
             raise
@@ -43,8 +55,38 @@ class NewFile:
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
                 raise
-        self._temporary = names.temporary_name()
-        return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._directory)
+        return self._under_temporary_name(
+            lambda name: os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._directory)
+        )
+
+    def _under_temporary_name(self, make: Callable[[str], _T]) -> _T:
+        name = self._free_name()
+        try:
+            made = make(name)
+        except FileExistsError:  # somebody who writes the same file was quicker
+            name = names.temporary_name()
+            made = make(name)
+        self._temporary = name
+        return made
+
+    def _free_name(self) -> str:
+        """A temporary name: this file's own, swept, unless somebody writes it now."""
+        name = f"{names.TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(self._name)):08x}.tmp"
+        try:
+            left = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
+            return name
+        except OSError:
+            return names.temporary_name()
+        try:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(left), os.stat(name, dir_fd=self._directory, follow_symlinks=False)):
+                os.unlink(name, dir_fd=self._directory)
+            return name
+        except OSError:  # locked: a live one's
+            return names.temporary_name()
+        finally:
+            os.close(left)
 
     @property
     def unnamed(self) -> bool:
@@ -58,10 +100,10 @@ class NewFile:
             return
         if self._temporary is None:
             # There is no link(2) that replaces: the way to a rename is a name.
-            temporary = self._temporary = names.temporary_name()
-            self._link(temporary)
-        else:
-            temporary = self._temporary
+            self._under_temporary_name(self._link)
+        temporary = self._temporary
+        assert temporary is not None
+        crash_point("target.linked")
         os.rename(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._temporary = None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from timezero._crash import crash_point
 from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError, UsageError
 from timezero.jobs.moving import in_words
@@ -52,6 +53,7 @@ class Served:
             file_bytes=options.file_bytes,
             **({"domain": list(domain)} if domain else {}),
         )
+        crash_point("mover.prepared")
         self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
         self._tracks = self._ask_track_sizes()

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from timezero._crash import crash_point
 from timezero._linux.stack import Identity, identity_of, standing_on
 from timezero.errors import TimezeroError, UsageError
 from timezero.jobs import devices
@@ -93,8 +94,11 @@ class FileTarget(Target):
             assert self._file is not None
             if os.fstat(self.fd).st_size != self._size:
                 raise TimezeroError(f"{self.name}: somebody else changed it while it was written")
+            crash_point("target.written")
             os.fsync(self.fd)
+            crash_point("target.synced")
             self._file.publish(replace=self._replace)
+            crash_point("target.named")
             durable.sync_directory(self._directory)
         except FileExistsError:
             raise TimezeroError(f"{self.name}: was made by somebody else meanwhile: it is left alone") from None

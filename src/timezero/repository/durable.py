@@ -10,6 +10,7 @@ import errno
 import os
 from contextlib import suppress
 
+from timezero._crash import crash_point
 from timezero.repository import names
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -32,6 +33,7 @@ def write_new(path: str, *pieces: bytes | memoryview, mode: int = 0o600) -> None
             rest = memoryview(piece).cast("B")
             while rest:
                 rest = rest[os.write(fd, rest) :]
+        crash_point("file.written")
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -48,6 +50,7 @@ def move_new(source: str, target: str) -> None:
 
         _linux.rename_noreplace(source, target)
     else:
+        crash_point("name.linked")
         os.unlink(source)
 
 
@@ -56,7 +59,9 @@ def publish(directory: str, name: str, content: bytes) -> None:
     temporary = os.path.join(directory, names.temporary_name())
     try:
         write_new(temporary, content)
+        crash_point("document.synced")
         move_new(temporary, os.path.join(directory, name))
+        crash_point("document.named")
     finally:
         remove(temporary)
     sync_directory(directory)

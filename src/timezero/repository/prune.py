@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from timezero._crash import crash_point
 from timezero.errors import LockedError, TimezeroError, UsageError, VerificationError
 from timezero.repository import durable, names, writer
 from timezero.repository.locks import FileLock
@@ -62,6 +63,7 @@ def _prune(repository: Repository, victims: list[str], stack: ExitStack) -> Prun
     for point_id in victims:
         directory = os.path.join(repository.points_path, point_id)
         durable.remove(os.path.join(directory, names.MANIFEST_FILE))
+        crash_point("prune.manifest")
         durable.sync_directory(directory)
     for point_id in repository.directories():
         if point_id in victims or point_id in report.kept:
@@ -74,7 +76,9 @@ def _prune(repository: Repository, victims: list[str], stack: ExitStack) -> Prun
         except FileNotFoundError:
             continue  # a backup that fails removes what is its own without our lock
     needed = {pack.name for point in survivors for pack in point.manifest.packs}
+    crash_point("prune.packs")
     _remove_packs(repository, needed, report)
+    crash_point("prune.directories")
     for point_id in victims + report.swept:
         writer.remove_point_directory(repository, point_id)
     _remove_temporaries(repository, report.running)
@@ -100,7 +104,7 @@ def _lock(repository: Repository, point_id: str) -> FileLock:
 
 
 def _remove_packs(repository: Repository, needed: set[str], report: PruneReport) -> None:
-    for name in sorted(os.listdir(repository.packs_path)):
+    for name in sorted(_names(repository.packs_path)):
         owner = names.pack_owner(name)
         if owner is None or name in needed or owner in report.running:
             continue
@@ -108,7 +112,17 @@ def _remove_packs(repository: Repository, needed: set[str], report: PruneReport)
         report.bytes_freed += os.stat(path, follow_symlinks=False).st_size
         report.packs_removed += 1
         durable.remove(path)
-    durable.sync_directory(repository.packs_path)
+        crash_point("prune.pack")
+    if report.packs_removed:
+        durable.sync_directory(repository.packs_path)
+
+
+def _names(directory: str) -> list[str]:
+    """What is in a directory; nothing when it is not there: who made the repository may have been killed before."""
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
 
 
 def _remove_temporaries(repository: Repository, running: list[str]) -> None:

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from timezero._crash import crash_point
 from timezero._version import __version__
 from timezero.errors import NoRepositoryError, TimezeroError, UsageError, VerificationError
 from timezero.repository import documents, durable, index, manifest, names
@@ -220,6 +221,7 @@ def _create(path: str, chunk_size: int, track_size: int) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         with suppress(FileExistsError):  # another backup was quicker: its repository is ours too
             durable.publish(path, names.REPOSITORY_FILE, documents.render(info))
+        crash_point("repository.made")
         durable.sync_directory(os.path.dirname(path))
     except OSError as error:
         raise TimezeroError(f"{path}: a repository cannot be made here: {error.strerror}") from error

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from timezero._crash import crash_point
 from timezero.errors import TimezeroError
 from timezero.repository import documents, durable, index, names
 from timezero.repository.locks import FileLock
@@ -55,8 +56,10 @@ class PointWriter:
             raise
 
     def _take_lock(self) -> None:
+        crash_point("point.directory")
         what = f"{self.id}: locked by another timezero"
         self._lock = FileLock(os.path.join(self._directory, names.LOCK_FILE), shared=False, what=what, create=True)
+        crash_point("point.locked")
         durable.sync_directory(self._repository.points_path)
 
     @property
@@ -68,6 +71,7 @@ class PointWriter:
         """Write a dataset's index as a file of its own, durable. Its SHA-256 in hex."""
         _check_entries(header, entries)
         durable.write_new(os.path.join(self._directory, names.index_file(dataset)), header.encode(), entries)
+        crash_point("index.written")
         return index.digest(header, entries)
 
     def gather_index(self, header: index.IndexHeader, entries: bytes) -> tuple[int, str]:
@@ -112,10 +116,12 @@ class PointWriter:
         # Its maker has done so, unless he was killed before; who may not read the parent is not its maker.
         with suppress(PermissionError):
             durable.sync_directory(os.path.dirname(self._repository.path))
+        crash_point("directories.synced")
         with self._repository.lock_shared(_PUBLISH_PATIENCE_S):
             self._look_up(manifest.packs)
             self._publish(content)
         self._committed = True
+        crash_point("point.committed")
         self._release()
 
     def _publish(self, content: bytes) -> None:

@@ -1,0 +1,64 @@
+"""`python -m proof.crash [PREFIX...]`: the table of the sweep. Exit code 1 when something was not as promised."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from proof.crash import case, files, package
+from proof.crash.case import Case, Outcome
+from proof.crash.steps import WHO
+
+WIDTH = 17
+
+
+def main(prefixes: list[str]) -> int:
+    """Run the cases whose steps' names begin with one of the prefixes; print a line a step."""
+    everything = case.all_cases() + (files.all_cases() if os.geteuid() == 0 else [])
+    cases = [each for each in everything if not prefixes or each.step.name.startswith(tuple(prefixes))]
+    built = package.build()
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="crash-"))
+    try:
+        outcomes = list(_print(_outcomes(cases, folder, built)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    bad = [outcome for outcome in outcomes if outcome.problem]
+    for outcome in bad:
+        print(f"\n{outcome.case.name}: {outcome.problem}")
+    if os.geteuid() != 0:
+        print("\nleft out, for they need root: files on served volumes")
+    print(f"\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s, {len(bad)} not as promised")
+    return bool(bad)
+
+
+def _outcomes(cases: list[Case], folder: Path, built: Path) -> Iterator[Outcome]:
+    yield from case.run_all([each for each in cases if each.kind != "files"], folder, built)
+    for number, each in enumerate(each for each in cases if each.kind == "files"):
+        own = folder / f"files{number}"  # not removed before its end: something may be mounted there
+        own.mkdir()
+        yield files.run(each, own, built)
+
+
+def _print(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    for kind, of_kind in groupby(outcomes, lambda outcome: outcome.case.kind):
+        print(f"\n{kind:<20} {'step':<50} " + " ".join(f"{who + ' dies':<{WIDTH}}" for who in WHO))
+        for step, of_step in groupby(of_kind, lambda outcome: outcome.case.step):
+            row = {outcome.case.who: outcome for outcome in of_step}
+            yield from row.values()
+            cells = " ".join(f"{_cell(row[who]) if who in row else '':<{WIDTH}}" for who in WHO)
+            print(f"{step.name:<20} {step.what:<50} {cells}", flush=True)
+
+
+def _cell(outcome: Outcome) -> str:
+    return "FAILED" if outcome.problem else outcome.result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""The crash sweep (proof/crash): somebody dies at every named step, and what is left is plain and safe.
+
+Here: at every step the death of who is at it, and, at a step of every phase, that of the other one and of both. Which
+step of a phase it is makes no difference to the one who lives on (it sees a connection that ends), so the rest of the
+table is left to `make crash`, which runs all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import timezero
+from proof.crash import case, files, package, steps
+from proof.crash.case import Case
+from tests.command import image
+
+ROOT = Path(package.ROOT)
+#: A step of every phase, by who is at it.
+PHASES = ("session.memory:1", "gate.drained:1", "image.written:1", "chunk.copied:40", "session.over:1", "mover.ended:1",
+          "name.linked:2")  # fmt: skip
+CALL = re.compile(r"""(?:TZ_CRASH_POINT|\bcrash_point)\("([a-z.]+)"\)""")
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The package with crash points."""
+    return package.build()
+
+
+@pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune"])
+def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
+    cases = [c for c in case.all_cases() if c.kind == kind and (c.who == c.step.at or c.step.name in PHASES)]
+    outcomes = list(case.run_all(cases, tmp_path, built))
+    assert {o.case.name: o.problem for o in outcomes if o.problem} == {}
+    assert len(outcomes) >= 4
+
+
+@pytest.mark.parametrize("swept", files.all_cases(), ids=lambda c: c.name)
+def test_a_death_while_a_file_system_is_frozen(swept: Case, root: None, built: Path, tmp_path: Path) -> None:
+    assert files.run(swept, tmp_path, built).problem == ""
+
+
+def test_the_list_of_steps_is_whole() -> None:
+    sources = [
+        *ROOT.glob("csrc/*/*.c"),
+        *ROOT.glob("src/timezero/**/*.py"),
+        *ROOT.glob("src/timezero/_native/*.p[yx][xi]"),
+    ]
+    there = [name for path in sources for name in CALL.findall(path.read_text())]
+    assert sorted(there) == sorted(set(there)), "a point is in two places"
+    assert set(there) == {step.point for step in steps.ALL}
+    names = [[step.name for step in kind] for kind in (steps.BACKUP, steps.COPY, steps.PRUNE, steps.FILES)]
+    assert all(len(set(kind)) == len(kind) for kind in names)
+
+
+# ---- what is installed has no crash points ----
+
+
+def backup(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = ["backup", "--repo", folder / "repository", f"data={image(folder / 'data.img', 1 << 20)}"]
+    command = [sys.executable, "-m", "timezero", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("point", ["mover.ready:1", "pack.written:1"], ids=["in Python", "in C"])
+def test_the_environment_means_nothing_to_what_is_installed(point: str, built: Path, tmp_path: Path) -> None:
+    asked = package.environment(built, point)
+    (tmp_path / "crash").mkdir()
+    assert backup(tmp_path / "crash", asked).returncode == -signal.SIGKILL, "the package with crash points heeds it"
+    del asked["PYTHONPATH"]
+    done = backup(tmp_path, asked)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_of_it_is_in_what_is_installed(built: Path) -> None:
+    def mentions(folder: Path) -> set[str]:
+        return {path.name.split(".")[0] for path in folder.rglob("*.so") if b"TIMEZERO_CRASH" in path.read_bytes()}
+
+    assert {"mover_ends", "subsystem"} <= mentions(built / "timezero"), "the search finds what is there"
+    installed = Path(timezero.__file__).parent
+    assert mentions(installed) == set()
+    assert "environ" not in (installed / "_crash.py").read_text()
+    assert "TIMEZERO_CRASH_POINTS" not in os.environ
