@@ -61,6 +61,8 @@ class Mover:
         """Bytes of all datasets that are done, holes included."""
     def index(self, transfer: int) -> bytes:
         """The index entries of a finished transfer, as they are stored."""
+    def outcomes(self, transfer: int) -> bytes:
+        """How each chunk of a finished transfer ended, enum tz_outcome; empty without a delta or salvage."""
     def sync(self, transfer: int) -> None:
         """Make an image durable. OSError is final."""
     def close(self) -> None:

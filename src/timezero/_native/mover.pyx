@@ -8,7 +8,7 @@ A buffer space that movers still use is given back with the last of them, so clo
 import errno
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
 from timezero._native.bufspace cimport (
@@ -178,6 +178,16 @@ cdef class Mover:
         if not self.report(number)["done"]:
             raise BlockingIOError(errno.EBUSY, "the transfer has not ended")
         return entries
+
+    def outcomes(self, transfer):
+        cdef uint32_t number = self.number(transfer)
+        cdef const uint8_t *found = tz_mover_outcomes(self.ptr, number)
+        report = self.report(number)
+        if found is NULL:
+            return b""
+        if not report["done"]:
+            raise BlockingIOError(errno.EBUSY, "the transfer has not ended")
+        return PyBytes_FromStringAndSize(<const char *>found, report["chunks"])
 
     def sync(self, transfer):
         cdef uint32_t number = self.number(transfer)
