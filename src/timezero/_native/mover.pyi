@@ -9,6 +9,7 @@ from timezero._native.mover_ends import Source as Source
 
 CHUNK_DEFAULT: int
 INDEX_ENTRY_BYTES: int  # 48
+OUTCOMES: dict[str, int]  # enum tz_outcome: how a chunk ended
 
 class BufferSpace:
     """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096).

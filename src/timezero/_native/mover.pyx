@@ -27,10 +27,19 @@ from timezero._native.mover_ends cimport Sink as SinkType, Source as SourceType
 
 from timezero._native.mover_ends import PackWriter, SessionView, Sink, Source
 
-__all__ = ["CHUNK_DEFAULT", "INDEX_ENTRY_BYTES", "BufferSpace", "Mover", "PackWriter", "SessionView", "Sink", "Source"]
+__all__ = [
+    "CHUNK_DEFAULT", "INDEX_ENTRY_BYTES", "OUTCOMES", "BufferSpace", "Mover", "PackWriter", "SessionView", "Sink",
+    "Source",
+]
 
 CHUNK_DEFAULT = int(TZ_CHUNK_DEFAULT)
 INDEX_ENTRY_BYTES = int(sizeof(tz_index_entry))
+
+OUTCOMES = {
+    "none": int(TZ_OUTCOME_NONE), "stored": int(TZ_OUTCOME_STORED), "kept": int(TZ_OUTCOME_KEPT),
+    "altered": int(TZ_OUTCOME_ALTERED), "unreadable": int(TZ_OUTCOME_UNREADABLE), "cut": int(TZ_OUTCOME_CUT),
+    "no pack": int(TZ_OUTCOME_NO_PACK), "bad entry": int(TZ_OUTCOME_BAD_ENTRY),
+}
 
 _ENGINES = {"auto": TZ_IO_AUTO, "uring": TZ_IO_URING, "threads": TZ_IO_THREADS}
 _SIDES = {TZ_SIDE_NONE: "", TZ_SIDE_SOURCE: "source", TZ_SIDE_SINK: "sink", TZ_SIDE_SESSION: "session"}

@@ -36,6 +36,15 @@ cdef extern from "tz/mover.h" nogil:
         uint64_t rate
         bint opportunistic
         uint32_t faults
+    enum tz_outcome:
+        TZ_OUTCOME_NONE
+        TZ_OUTCOME_STORED
+        TZ_OUTCOME_KEPT
+        TZ_OUTCOME_ALTERED
+        TZ_OUTCOME_UNREADABLE
+        TZ_OUTCOME_CUT
+        TZ_OUTCOME_NO_PACK
+        TZ_OUTCOME_BAD_ENTRY
     enum tz_transfer_side:
         TZ_SIDE_NONE
         TZ_SIDE_SOURCE

@@ -94,6 +94,16 @@ def temporary_name() -> str:
     return f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}.tmp"
 
 
+def partial_name(name: str) -> str:
+    """Where the file `name` is while it is restored and to be gone on with: a name of ours beside it."""
+    partial = f"{TEMPORARY_PREFIX}{name}.partial"
+    if len(os.fsencode(partial)) > 255:
+        import hashlib
+
+        partial = f"{TEMPORARY_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()}.partial"
+    return partial
+
+
 def is_temporary(name: str) -> bool:
     """Is `name` one that temporary_name() makes?"""
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(".tmp")
