@@ -301,7 +301,7 @@ def test_a_sample(tmp_path: Path, original: Path) -> None:
     assert (sample["percent"], sample["seed"], sample["stored"]) == (10.0, 7, count)
     assert abs(sample["read"] - count / 10) <= 1
     assert found["bytes_read"] == pytest.approx(SIZE / 20, rel=0.1)
-    assert sample["notices"] > 0.99
+    assert 0.95 < sample["notices"] < 1
     # Half of it damaged: seen, wherever it is, and always the same with one seed.
     for number in stored.stored[::2]:
         stored.flip(number)

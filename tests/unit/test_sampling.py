@@ -1,4 +1,4 @@
-"""Which chunks a sample holds: each with the same chance, as many as asked for, and the chance to notice damage right."""
+"""Which chunks a sample holds: each with the same chance, as many as asked for; and what it proves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def test_the_share_is_kept_over_many_small_datasets() -> None:
     found = sampler.result()
     assert found.stored == sum(map(len, datasets))
     assert abs(found.read - found.stored * 0.05) <= 1
-    assert all(set(some) <= set(dataset) and some == sorted(some) for some, dataset in zip(chosen, datasets, strict=True))
+    assert all(
+        set(some) <= set(dataset) and some == sorted(some) for some, dataset in zip(chosen, datasets, strict=True)
+    )
 
 
 def test_every_chunk_has_its_chance() -> None:

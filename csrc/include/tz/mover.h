@@ -177,11 +177,11 @@ typedef struct tz_transfer_report {
     uint64_t bytes_written;
     uint64_t chunks_zero, chunks_direct, chunks_sidefile, chunks_mixed;
     uint64_t tracks_from_sidefile;
-    uint64_t chunks_ahead;         /* claimed ahead of order, for the sidefile's sake */
+    uint64_t chunks_ahead;            /* claimed ahead of order, for the sidefile's sake */
     uint64_t chunks_kept, bytes_kept; /* the target had them already; counted nowhere above but in bytes_done */
     uint64_t chunks_damaged;          /* likewise */
-    uint32_t pressure;             /* used slots, now; 0 without a gate */
-    uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC; 0: not yet */
+    uint32_t pressure;                /* used slots, now; 0 without a gate */
+    uint64_t started_ns, ended_ns;    /* CLOCK_MONOTONIC; 0: not yet */
 } tz_transfer_report;
 
 int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config);

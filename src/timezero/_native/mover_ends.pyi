@@ -58,9 +58,7 @@ class Source:
         OSError(EBUSY) once one is being read. Their tracks may overlap.
         """
     @staticmethod
-    def index(
-        entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int], *, salvage: bool = False
-    ) -> Source:
+    def index(entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int], *, salvage: bool = False) -> Source:
         """A dataset of a repository: index entries as stored, {pack number: descriptor} (duplicated).
 
         salvage: what is damaged becomes the outcome of its chunk (Mover.outcomes), and zeros. Raises OSError(EBADMSG)

@@ -256,7 +256,9 @@ def _restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in-place", action="store_true", help="instead of TARGET: files go where they came from")
     parser.add_argument("--force", action="store_true", help="replace files, overwrite a device that is in use")
     parser.add_argument(
-        "--salvage", action="store_true", help="of damaged data restore what is sound, with zeros for the rest (exit code 6)"
+        "--salvage",
+        action="store_true",
+        help="of damaged data restore what is sound, with zeros for the rest (exit code 6)",
     )
     parser.add_argument(
         "--map", metavar="FILE", help="with --salvage: write what is sound and what is not, as ddrescue does"

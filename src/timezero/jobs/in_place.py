@@ -99,7 +99,7 @@ def open_device(path: str, size: int, *, force: bool, delta: bool = False, keep:
 
 
 def open_file(path: str, size: int, *, keep: bool = False) -> InPlace:
-    """An image file that is there, for a delta; it gets the right size at the end. Raises TimezeroError, LockedError."""
+    """An image file that is there, for a delta; its size is right at the end. Raises TimezeroError, LockedError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

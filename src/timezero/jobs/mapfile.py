@@ -1,4 +1,4 @@
-"""A map of what of a dataset is sound and what is not, as GNU ddrescue writes them: for ddrescue, ddrescuelog and others.
+"""A map of what of a dataset is sound and what is not, as GNU ddrescue writes and reads them.
 
 Errors: TimezeroError.
 """

@@ -25,8 +25,8 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 class NewFile:
     """A file to be `name` in the directory `directory` (a descriptor that its owner keeps open).
 
-    Readable and writable by its owner alone, until somebody says otherwise. fd: it, for writing. The name may be changed
-    until it is published.
+    Readable and writable by its owner alone, until somebody says otherwise. fd: it, for writing. The name may be
+    changed until it is published.
     """
 
     def __init__(self, directory: int, name: str) -> None:

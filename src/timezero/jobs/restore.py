@@ -281,9 +281,7 @@ class _Restore:
         with moving.Moving(self._options, chunk_size, [record.size for record in group]) as machine:
             for record in group:
                 target = self._targets[record.name]
-                source = index_source(
-                    record, self._indexes[record.name], self._packs, salvage=self._plan.way.salvage
-                )
+                source = index_source(record, self._indexes[record.name], self._packs, salvage=self._plan.way.salvage)
                 machine.add(record.name, source, target.sink(), target=target.name)
             for record in group:
                 self._targets[record.name].begin()
@@ -316,7 +314,7 @@ def index_source(
     size: int | None = None,
     salvage: bool = False,
 ) -> Source:
-    """The mover's source for a stored dataset. Raises VerificationError for entries that cannot be, unless `salvage`."""
+    """The mover's source for a stored dataset. Raises VerificationError for impossible entries, unless `salvage`."""
     from timezero._native.mover import Source
 
     size = record.size if size is None else size

@@ -62,7 +62,9 @@ class Plan:
     def check(self) -> None:
         """After the targets are chosen: is there one image to tell of in a map? Raises UsageError."""
         if self.way.map_file is not None and len(self.images) != 1:
-            raise UsageError(f"{self.way.map_file}: a map is of one dataset, and these are {len(self.images)}: name one")
+            raise UsageError(
+                f"{self.way.map_file}: a map is of one dataset, and these are {len(self.images)}: name one"
+            )
 
     def in_place(self) -> None:
         """Files to where they came from. Raises UsageError for volumes."""
@@ -123,7 +125,9 @@ class Plan:
         self.files = Files(tree, places, self.way.force)
         there = [path for name in places if os.path.lexists(path := self.files.path(name))]
         if self.way.salvage:
-            there += [path for name in places if os.path.lexists(path := self.files.path(name) + targets.DAMAGED_SUFFIX)]
+            there += [
+                path for name in places if os.path.lexists(path := self.files.path(name) + targets.DAMAGED_SUFFIX)
+            ]
         if there and not self.way.force:
             more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
             raise TimezeroError(f"{there[0]}: exists already{more}: replace it with --force, or name another target")

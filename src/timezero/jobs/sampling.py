@@ -40,7 +40,7 @@ class Sampler:
         self._stored = self._read = 0
 
     def choose(self, stored: Sequence[int]) -> list[int]:
-        """Of the numbers of a dataset's stored chunks, those to be read, in order. The first choice has at least one."""
+        """Of the numbers of a dataset's stored chunks, those to be read, in order. The first choice is never empty."""
         part = self._percent / 100
         before = math.floor(self._stored * part + self._begin)
         count = math.floor((self._stored + len(stored)) * part + self._begin) - before

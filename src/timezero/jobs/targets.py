@@ -228,7 +228,7 @@ def open_target(
     check_target(path, force=force)
     if path == STREAM:
         if delta or resume:
-            raise UsageError("standard output cannot be gone on with, nor compared with: leave out --resume and --delta")
+            raise UsageError("standard output cannot be looked at first: leave out --resume and --delta")
         return StreamTarget()
     from timezero.jobs import in_place
 

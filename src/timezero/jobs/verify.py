@@ -107,18 +107,18 @@ def verify(
 
 
 class _Piece(NamedTuple):
-    """Chunks of a dataset. numbers: which ones, None for all; entries: theirs; index: all of the dataset's."""
+    """Chunks of a dataset. numbers: which ones, None for all; entries: theirs; whole: all of the dataset's."""
 
     record: DatasetRecord
-    index: bytes
+    whole: bytes
     index_problem: str | None
     numbers: Sequence[int] | None
 
     @property
     def entries(self) -> bytes:
         if self.numbers is None:
-            return self.index
-        index = memoryview(self.index)
+            return self.whole
+        index = memoryview(self.whole)
         return b"".join(index[number * ENTRY_BYTES : (number + 1) * ENTRY_BYTES] for number in self.numbers)
 
     @property
@@ -220,7 +220,7 @@ class _Verification:
         """Note what is damaged."""
         found = damage.chunks(outcomes)
         self._result.damage += [
-            self._places.damage(piece.record, piece.index, piece.number(place), outcome)
+            self._places.damage(piece.record, piece.whole, piece.number(place), outcome)
             for place, outcome in islice(found, DAMAGE_LIMIT)
         ]
         self._result.damage_left_off += sum(1 for _ in found)
