@@ -314,3 +314,64 @@ def test_a_sample(tmp_path: Path, original: Path) -> None:
     for wrong in ("0", "101%", "x", "-1"):
         assert timezero("verify", "--repo", stored.repo, "--sample", wrong).code == 2
     assert timezero("verify", "--repo", stored.repo, "--seed", 3).code == 2
+
+
+def test_a_damaged_manifest(tmp_path: Path, original: Path, stored: Stored) -> None:
+    """Volumes are found by their indexes, which say so; files are not, and that is said as well."""
+    flip(stored.manifest, 200)
+    stored.flip(stored.stored[1])
+    found = verified(stored)
+    assert "manifest.json: altered" in str(found["damage"])
+    (loss,) = found["losses"]  # type: ignore[misc]
+    assert loss["lost"] == stored.lost([stored.stored[1]])
+    assert timezero("restore", "--repo", stored.repo, "latest", tmp_path / "out").code == 6
+    result = salvaged(stored, tmp_path / "out")
+    assert "lost with the manifest" in str(result["losses"])
+    assert (tmp_path / "out.damaged").read_bytes() == without(original.read_bytes(), stored.lost([stored.stored[1]]))
+    commit_files(tmp_path / "files", {"/srv/disk": original})
+    flip(next((tmp_path / "files/recovery-points").rglob("manifest.json")), 200)
+    outcome = timezero("restore", "--repo", tmp_path / "files", "latest", tmp_path / "there", "--salvage")
+    assert (outcome.code, "no index is left that tells whose it is" in outcome.err) == (6, True)
+    assert not list(tmp_path.glob("there*"))
+
+
+@pytest.mark.parametrize(
+    "way", ["image", "directory", "stream", "device", "file", "tree", "in place", "delta", "resume"]
+)
+def test_no_way_takes_what_does_not_match(
+    tmp_path: Path, original: Path, stored: Stored, request: pytest.FixtureRequest, way: str
+) -> None:
+    """A chunk with a flipped bit gets to no target by any way, and none of them ends well."""
+    repo, options, target = stored.repo, [], tmp_path / "out"
+    if way in ("file", "tree", "in place"):
+        repo = tmp_path / "files"
+        (tmp_path / "srv").mkdir()
+        path = image(tmp_path / "srv/disk", SIZE)
+        commit_files(repo, {str(path): path}, gather=False)
+    altered = Stored(repo)
+    number = altered.stored[2]
+    altered.flip(number, at=5)
+    pack, offset = altered.place(number)
+    bad = pack.read_bytes()[offset : offset + 512]
+    arguments: list[object] = [target]
+    if way in ("directory", "tree"):
+        target.mkdir()
+    elif way == "stream":
+        arguments = ["-"]
+    elif way == "device":
+        target.write_bytes(b"\xee" * (SIZE // 4096 + 1) * 4096)
+        arguments = [request.getfixturevalue("loop")(target)]
+    elif way == "in place":
+        arguments, options = [], ["--in-place", "--force"]
+    elif way == "delta":
+        target.write_bytes(b"\xee" * SIZE)
+        options = ["--delta", "--force"]
+    elif way == "resume":
+        options = ["--resume"]
+    point = f"latest/{altered.record.name}" if way in ("file", "in place") else "latest"
+    outcome = timezero("restore", "--repo", repo, point, *arguments, *options)
+    assert outcome.code == 6, outcome.err
+    os.sync()
+    assert bad not in outcome.out
+    for place in [tmp_path / "srv", target, *tmp_path.glob(".timezero*"), *tmp_path.glob("out/**/*")]:
+        assert not place.is_file() or bad not in place.read_bytes()

@@ -128,9 +128,7 @@ class PartialFile(NewFile):
                     raise FileExistsError(errno.EEXIST, f"{self.partial} is in the way: remove it")
                 if self._is_named(found):
                     self._temporary = self.partial
-                    self.resumed = found.st_blocks > 0
-                    if not self.resumed:
-                        os.ftruncate(fd, 0)
+                    self.resumed = found.st_size > 0
                     return fd
             except BlockingIOError:
                 os.close(fd)

@@ -122,7 +122,7 @@ def restore(
     """
     way = Way(force, salvage, delta, resume, map_file)
     way.check()
-    recovery_point = Repository(repository).point(point)
+    recovery_point = Repository(repository).point(point, salvage=salvage)
     chosen = list(recovery_point.datasets) if dataset is None else recovery_point.choose(dataset)
     with ExitStack() as stack:
         plan = Plan(stack, repository, recovery_point, chosen, way)

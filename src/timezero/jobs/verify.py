@@ -92,9 +92,13 @@ def verify(
     for point_id in dict.fromkeys(map(opened.resolve, points)) if points else opened.ids():
         result.points.append(point_id)
         try:
-            found.append(opened.point(point_id))
+            point = opened.point(point_id, salvage=True)
         except VerificationError as error:
             result.damage.append(Damage(point_id, None, None, str(error)))
+            continue
+        found.append(point)
+        if point.problem is not None:
+            result.damage.append(Damage(point_id, None, None, point.problem))
     sampler = None
     if sample is not None:
         sampler = Sampler(sample, int.from_bytes(os.urandom(4), "big") if seed is None else seed)

@@ -89,6 +89,20 @@ def read_gathered(path: str, offset: int, expected: IndexHeader, expected_digest
     return _checked(content, f"{path}: at byte {offset}", expected, expected_digest)
 
 
+def read_header(path: str) -> IndexHeader:
+    """The header of an index that is a file of its own, as far as it can be one: of a file of just that size."""
+    content = documents.read_limited(path, HEADER_BYTES + SIZE_MAX // CHUNK_MIN * ENTRY_BYTES, HEADER_BYTES)
+    try:
+        magic, version, chunk_size, size, _ = _HEADER.unpack(content)
+    except struct.error:
+        raise VerificationError(f"{path}: altered or truncated: it has no header") from None
+    header = IndexHeader(chunk_size, size)
+    possible = CHUNK_MIN <= chunk_size <= CHUNK_MAX and not chunk_size & (chunk_size - 1) and size <= SIZE_MAX
+    if (magic, version) != (MAGIC, VERSION) or not possible or os.stat(path).st_size != header.file_bytes:
+        raise VerificationError(f"{path}: altered or truncated: its header does not fit it")
+    return header
+
+
 def read_as_is(path: str, offset: int, expected: IndexHeader) -> bytes:
     """What is left of the entries of a damaged index: as many as there should be, in their places.
 

@@ -21,6 +21,7 @@ TEMPORARY_PREFIX = ".timezero-"
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4,16}", re.ASCII)
 _PACK = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{4,16})-(\d{4,9})\.pack", re.ASCII)
+_ENCODED = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-+=,.]|\A\.")
 
 #: Longest encoded dataset name, leaving room for a suffix below the 255 bytes that file systems allow.
@@ -82,6 +83,13 @@ def encode_component(name: str) -> str:
         # "~" is not a safe sign, so no short name can look like a cut one.
         text = f"{text[:128]}~{hashlib.sha256(raw).hexdigest()}"
     return text
+
+
+def decode_component(text: str) -> str:
+    """The name that encode_component(name) is of; of a long one, which was cut, the encoding itself."""
+    if "~" in text:
+        return text
+    return os.fsdecode(_ENCODED.sub(lambda found: bytes([int(found[1], 16)]), text.encode("ascii", "replace")))
 
 
 def index_file(dataset: str) -> str:

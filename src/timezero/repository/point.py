@@ -18,15 +18,32 @@ _TOLD = 10
 class RecoveryPoint:
     """One committed backup: its manifest, its indexes, its packs. Immutable; several readers may share it."""
 
-    def __init__(self, root: str, point_id: str, repository_id: str) -> None:
-        """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged."""
+    def __init__(self, root: str, point_id: str, repository_id: str, *, salvage: bool = False) -> None:
+        """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged.
+
+        salvage: go by the other files when it is damaged (timezero.repository.rebuilt); `problem` says what is wrong.
+        """
         self.id = point_id
+        self.problem: str | None = None
         self._directory = os.path.join(root, names.POINTS_DIR, point_id)
         self._packs = os.path.join(root, names.PACKS_DIR)
+        self.manifest: Manifest
+        try:
+            self.manifest = self._read_manifest(repository_id)
+        except VerificationError as error:
+            if not salvage:
+                raise
+            from timezero.repository import rebuilt
+
+            self.problem = str(error)
+            self.manifest = rebuilt.manifest(root, point_id, repository_id, self.problem)
+
+    def _read_manifest(self, repository_id: str) -> Manifest:
         fields = documents.load(os.path.join(self._directory, names.MANIFEST_FILE))
-        self.manifest: Manifest = manifest.parse(fields, point_id)
-        if self.manifest.repository != repository_id:
+        found = manifest.parse(fields, self.id)
+        if found.repository != repository_id:
             fields.fail("it belongs to another repository")
+        return found
 
     @property
     def datasets(self) -> tuple[DatasetRecord, ...]:
@@ -72,7 +89,9 @@ class RecoveryPoint:
         Of an index that is damaged what is left (index.read_as_is), of one that is gone nothing.
         """
         try:
-            return self.entries(dataset), None
+            if self.problem is None:
+                return self.entries(dataset), None
+            problem = "its digest is lost with the manifest"
         except TimezeroError as error:
             problem = str(error)
         path = os.path.join(self._directory, dataset.file)
