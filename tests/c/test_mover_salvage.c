@@ -292,6 +292,39 @@ static void a_delta_heals_and_keeps(void)
         }
 }
 
+/* Where a target ends, what an earlier chunk has left in the frame is not taken for its content. */
+static void a_target_that_is_too_short_differs(void)
+{
+    tz_mover_config config = {.workers = 1, .depth = 1, .chunk_size = CHUNK};
+    uint8_t *same = malloc(CHUNK);
+    uint64_t raw;
+    stored st;
+    ended end;
+    int to;
+
+    stored_make(&st, "/var/tmp", &config);
+    raw = first_chunk(&st, TZ_CODEC_RAW);
+    for (uint64_t i = 0; i < CHUNKS - 1; i++)
+        st.index[i] = st.index[raw];
+    to = make_file(&st.s, "to", 0, 1);
+    CHECK_EQ(pread(st.original, same, CHUNK, (off_t)(raw * CHUNK)), CHUNK);
+    CHECK_EQ(pwrite(to, same, CHUNK, 0), CHUNK);
+    run_salvage(&config, salvage_of(&st, UINT32_MAX), delta_of(to, false), &end);
+    CHECK_EQ(end.report.error, 0);
+    CHECK_EQ(end.report.chunks_damaged, 0);
+    CHECK_EQ(end.report.chunks_kept, 1);
+    for (uint64_t i = 0; i < CHUNKS - 1; i++) {
+        uint8_t found[16];
+
+        CHECK_EQ(end.outcomes[i], i ? TZ_OUTCOME_STORED : TZ_OUTCOME_KEPT);
+        CHECK_EQ(pread(to, found, sizeof(found), (off_t)(i * CHUNK)), sizeof(found));
+        CHECK(memcmp(found, same, sizeof(found)) == 0);
+    }
+    free(same);
+    close(to);
+    stored_remove(&st);
+}
+
 /* What a delta writes where the target is blank stays as sparse as in a new file. */
 static void a_delta_leaves_holes(void)
 {
@@ -358,6 +391,7 @@ int main(void)
     RUN(without_salvage_damage_ends_the_transfer);
     RUN(a_delta_writes_what_differs);
     RUN(a_delta_heals_and_keeps);
+    RUN(a_target_that_is_too_short_differs);
     RUN(a_delta_leaves_holes);
     RUN(a_delta_wants_digests);
     return 0;
