@@ -4,6 +4,7 @@
  * of no other; nothing that does not match its digest gets to a target; a delta writes what differs and only that, reads
  * no pack for what is there, and heals what the packs have lost.
  */
+#include "loop_fixture.h"
 #include "packs_fixture.h"
 
 #define CHUNKS 18
@@ -188,6 +189,38 @@ static void what_is_sound_is_salvaged(void)
             close(to);
             stored_remove(&st);
         }
+}
+
+/* A pack on a device whose end cannot be read: the backing file is shorter than the device. */
+static void what_cannot_be_read_is_told_from_what_is_altered(void)
+{
+    for (size_t e = 0; e < LENGTH_OF(engines); e++) {
+        tz_mover_config config = {.io = engines[e], .workers = 2, .depth = 4, .chunk_size = CHUNK};
+        uint32_t unreadable = 0;
+        loop_device loop;
+        tz_sink *sink;
+        stored st;
+        ended end;
+
+        stored_make(&st, "/var/tmp", &config);
+        loop_make(&loop, st.fds[0]);
+        CHECK_EQ(ftruncate(st.fds[0], CHUNK), 0);
+        close(st.fds[0]);
+        st.fds[0] = loop.fd;
+        CHECK_EQ(tz_sink_null(&sink), 0);
+        run_salvage(&config, salvage_of(&st, UINT32_MAX), sink, &end);
+        CHECK_EQ(end.report.error, 0);
+        for (uint64_t i = 0; i < CHUNKS; i++) {
+            bool beyond = st.index[i].codec == TZ_CODEC_RAW && st.index[i].pack == 0 && st.index[i].offset >= CHUNK;
+
+            CHECK_EQ(end.outcomes[i], beyond ? TZ_OUTCOME_UNREADABLE : TZ_OUTCOME_STORED);
+            unreadable += beyond;
+        }
+        CHECK(unreadable > 0);
+        st.fds[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        loop_remove(&loop);
+        stored_remove(&st);
+    }
 }
 
 static void without_salvage_damage_ends_the_transfer(void)
@@ -388,6 +421,7 @@ static void a_delta_wants_digests(void)
 int main(void)
 {
     RUN(what_is_sound_is_salvaged);
+    RUN_AS_ROOT(what_cannot_be_read_is_told_from_what_is_altered);
     RUN(without_salvage_damage_ends_the_transfer);
     RUN(a_delta_writes_what_differs);
     RUN(a_delta_heals_and_keeps);
