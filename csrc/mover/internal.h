@@ -56,12 +56,14 @@ typedef struct tz_source_ops {
     int (*ahead)(tz_source *source, tz_bitmap *claimed, uint64_t *number);
 
     void (*activity)(const tz_source *source, tz_activity *out); /* NULL: no gate */
+    bool (*direct)(const tz_source *source);                     /* NULL: not known to be */
     void (*destroy)(tz_source *source);
 } tz_source_ops;
 
 struct tz_source {
     const tz_source_ops *ops;
     uint64_t size;   /* bytes */
+    bool salvage;    /* a failure that is damage is the chunk's alone: chunk->damage says so */
     uint32_t faults; /* tests only */
 };
 
@@ -70,6 +72,10 @@ typedef struct tz_sink_ops {
 
     /* Once, before the first chunk. */
     int (*prepare)(tz_sink *sink, uint64_t size);
+
+    /* Step: what the target holds where the chunk goes, into its frame; NULL: not looked at. Any error: nothing that
+     * could be kept. */
+    int (*look)(tz_sink *sink, tz_chunk *chunk);
 
     /* Step: the chunk's content to the target; fills the place in chunk->entry when there is one. */
     int (*store)(tz_sink *sink, tz_chunk *chunk);
@@ -81,11 +87,13 @@ typedef struct tz_sink_ops {
 
 struct tz_sink {
     const tz_sink_ops *ops;
+    bool keep; /* where the source is damaged, nothing is stored */
 };
 
 /* See pipeline.c for the drawing. */
 enum tz_chunk_state {
     TZ_CHUNK_FREE = 0,
+    TZ_CHUNK_LOOKING, /* at the target */
     TZ_CHUNK_LOADING,
     TZ_CHUNK_LOADED,
     TZ_CHUNK_PARKED, /* an ordered sink waits for an earlier chunk */
@@ -117,6 +125,8 @@ struct tz_chunk {
 
     /* The source's. */
     bool zero;                        /* content is zero and the frame may hold anything */
+    bool blank;                       /* the target was looked at, and holds zeros there */
+    uint8_t damage;                   /* of a source that is salvaged: enum tz_outcome, 0 while there is none */
     uint8_t phase;                    /* of the step function, source's or sink's; 0 to begin with */
     uint32_t read_piece, write_piece; /* most bytes in one request; 0: no limit */
     uint32_t at;                      /* bytes of the chunk that are loaded; while storing, the sink's */
@@ -142,6 +152,7 @@ struct tz_chunk {
     enum tz_transfer_side side; /* to blame when the step fails */
 
     uint64_t read, written; /* bytes moved */
+    uint32_t looked;        /* bytes read from the target */
 };
 
 struct tz_transfer {
@@ -150,6 +161,7 @@ struct tz_transfer {
     tz_sink *sink;
     tz_area *area; /* NULL before start, when there is no chunk, and after the end */
     tz_index_entry *index;
+    uint8_t *outcomes; /* a chunk's is written by its worker; NULL: none are kept */
     uint64_t size, chunks;
 
     pthread_mutex_t lock;
@@ -170,6 +182,7 @@ struct tz_transfer {
     _Atomic bool ended;
     _Atomic uint64_t bytes_done, bytes_read, bytes_written;
     _Atomic uint64_t chunks_zero, chunks_by_origin[3], chunks_ahead, tracks_taken;
+    _Atomic uint64_t chunks_kept, bytes_kept, chunks_damaged;
     _Atomic uint64_t started_ns, ended_ns;
 };
 

@@ -46,6 +46,11 @@ uint64_t tz_source_size(const tz_source *source)
     return source->size;
 }
 
+bool tz_source_direct(const tz_source *source)
+{
+    return source->ops->direct && source->ops->direct(source);
+}
+
 void tz_source_destroy(tz_source *source)
 {
     if (source)
@@ -220,6 +225,9 @@ void tz_mover_report_get(tz_mover *mover, uint32_t number, tz_transfer_report *o
     report.chunks_mixed = get(&transfer->chunks_by_origin[TZ_ORIGIN_MIXED]);
     report.tracks_from_sidefile = get(&transfer->tracks_taken);
     report.chunks_ahead = get(&transfer->chunks_ahead);
+    report.chunks_kept = get(&transfer->chunks_kept);
+    report.bytes_kept = get(&transfer->bytes_kept);
+    report.chunks_damaged = get(&transfer->chunks_damaged);
     report.started_ns = get(&transfer->started_ns);
     report.ended_ns = get(&transfer->ended_ns);
     if (transfer->source->ops->activity) {
@@ -238,6 +246,11 @@ uint64_t tz_mover_bytes_done(tz_mover *mover)
     for (uint32_t i = 0; i < mover->count; i++)
         sum += get(&mover->transfers[i]->bytes_done);
     return sum;
+}
+
+const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t number)
+{
+    return mover->transfers[number]->outcomes;
 }
 
 int tz_mover_sync(tz_mover *mover, uint32_t number)

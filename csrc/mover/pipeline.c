@@ -3,16 +3,17 @@
  * The life of a chunk on its worker.
  *
  *   FREE ──start──▶ LOADING ──▶ LOADED ──▶ STORING ──▶ STORED ──▶ FREE
- *                    │  ▲         │ ▲         │ ▲        index entry, counters
- *                    └──┘         ▼ │         └─┘
- *                 operations    PARKED     operations
- *              (volume, tier)  (ordered    (target)
- *                               sinks)
+ *            │       │  ▲  ▲      │ ▲         │ ▲        index entry, counters
+ *            ▼       └──┘  │      ▼ │         └─┘
+ *         LOOKING ─────────┘    PARKED     operations
+ *         (delta) differs      (ordered    (target)
+ *            └── same ──▶ FREE  sinks)
  *
+ * LOADING, LOOKING: operations on the volume and the sidefile's tier, or on packs; on the target.
  * LOADING ends with T0 content in the frame, or the knowledge that all of it is zero. LOADED takes
- * digest and zero detection in one pass. An error, or a transfer that stops, leads from every state to FREE, but
- * only once the operation under way has ended: the kernel may write into the frame until then. The
- * volume is never read again from LOADED on.
+ * digest and zero detection in one pass. Damage of a source that is salvaged leads to STORING as well, with zeros. Another
+ * error, or a transfer that stops, leads from every state to FREE, but only once the operation under way has ended: the
+ * kernel may write into the frame until then. The volume is never read again from LOADED on.
  */
 #include <errno.h>
 #include <string.h>
@@ -134,15 +135,25 @@ static int identify(tz_chunk *chunk)
     return source->ops->check ? source->ops->check(source, chunk, &entry->digest) : 0;
 }
 
-static void account(tz_chunk *chunk)
+static void account_content(tz_transfer *transfer, const tz_chunk *chunk)
 {
-    tz_transfer *transfer = chunk->transfer;
-
     if (transfer->index)
         transfer->index[chunk->number] = chunk->entry;
     if (chunk->entry.codec == TZ_CODEC_ZERO)
         atomic_fetch_add_explicit(&transfer->chunks_zero, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&transfer->chunks_by_origin[chunk->entry.origin], 1, memory_order_relaxed);
+}
+
+static void account(tz_chunk *chunk)
+{
+    tz_transfer *transfer = chunk->transfer;
+
+    if (transfer->outcomes)
+        transfer->outcomes[chunk->number] = chunk->damage ? chunk->damage : TZ_OUTCOME_STORED;
+    if (chunk->damage)
+        atomic_fetch_add_explicit(&transfer->chunks_damaged, 1, memory_order_relaxed);
+    else
+        account_content(transfer, chunk);
     atomic_fetch_add_explicit(&transfer->tracks_taken, chunk->taken, memory_order_relaxed);
     atomic_fetch_add_explicit(&transfer->bytes_read, chunk->read, memory_order_relaxed);
     atomic_fetch_add_explicit(&transfer->bytes_written, chunk->written, memory_order_relaxed);
@@ -163,15 +174,11 @@ static void unpark(tz_worker *worker, tz_transfer *transfer)
     }
 }
 
-static void loaded(tz_chunk *chunk)
+/* The content is known: on to the sink. */
+static void hand_over(tz_chunk *chunk)
 {
     tz_transfer *transfer = chunk->transfer;
-    int rc = identify(chunk);
 
-    if (rc < 0) {
-        fail(chunk, rc, TZ_SIDE_SOURCE, chunk->offset);
-        return;
-    }
     /* What was not read costs no tokens. */
     if (chunk->read < chunk->length)
         tz_pace_refund(&chunk->worker->mover->pace, chunk->length - chunk->read);
@@ -181,14 +188,71 @@ static void loaded(tz_chunk *chunk)
         chunk->state = TZ_CHUNK_STORING;
 }
 
+/* The source could not give the chunk. Where it is salvaged and this is damage, zeros take its place. */
+static void not_loaded(tz_chunk *chunk, int error, uint64_t offset)
+{
+    if (!chunk->transfer->source->salvage || !chunk->damage) {
+        fail(chunk, error, chunk->side, offset);
+        return;
+    }
+    chunk->zero = true;
+    hand_over(chunk);
+    if (chunk->transfer->sink->keep)
+        chunk->state = TZ_CHUNK_STORED;
+}
+
+static void loaded(tz_chunk *chunk)
+{
+    int rc = identify(chunk);
+
+    if (rc < 0) {
+        chunk->damage = TZ_OUTCOME_ALTERED;
+        chunk->side = TZ_SIDE_SOURCE;
+        not_loaded(chunk, rc, chunk->offset);
+        return;
+    }
+    hand_over(chunk);
+}
+
+/* The target has the chunk already: neither read nor written. */
+static void kept(tz_chunk *chunk)
+{
+    tz_transfer *transfer = chunk->transfer;
+
+    transfer->outcomes[chunk->number] = TZ_OUTCOME_KEPT;
+    atomic_fetch_add_explicit(&transfer->chunks_kept, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_kept, chunk->length, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_done, chunk->length, memory_order_relaxed);
+    tz_depth_observe(&chunk->worker->mover->depth, chunk->looked, tz_mover_now());
+    retire(chunk, true);
+}
+
+/* After a look at the target, which may have failed: does it hold the chunk? If not, it is loaded into the same frame. */
+static void looked(tz_chunk *chunk, int rc)
+{
+    tz_source *source = chunk->transfer->source;
+    tz_digest digest;
+
+    if (rc == TZ_STEP_DONE) {
+        chunk->looked = chunk->length;
+        chunk->blank = tz_digest_chunk(&digest, chunk->frame, chunk->length);
+        if (source->ops->check(source, chunk, &digest) == 0) {
+            kept(chunk);
+            return;
+        }
+    }
+    chunk->phase = 0;
+    chunk->state = TZ_CHUNK_LOADING;
+}
+
 static void stored(tz_chunk *chunk)
 {
     tz_transfer *transfer = chunk->transfer;
     tz_worker *worker = chunk->worker;
 
     account(chunk);
-    tz_depth_observe(&worker->mover->depth, (uint32_t)tz_min_u64(chunk->read + chunk->written, UINT32_MAX),
-                     tz_mover_now());
+    tz_depth_observe(&worker->mover->depth,
+                     (uint32_t)tz_min_u64(chunk->looked + chunk->read + chunk->written, UINT32_MAX), tz_mover_now());
     if (!transfer->sink->ops->ordered) {
         retire(chunk, true);
         return;
@@ -210,10 +274,15 @@ static void advance(tz_chunk *chunk)
             return;
         }
         switch (chunk->state) {
+        case TZ_CHUNK_LOOKING:
+            rc = transfer->sink->ops->look(transfer->sink, chunk);
+            if (rc != TZ_STEP_PENDING)
+                looked(chunk, rc);
+            break;
         case TZ_CHUNK_LOADING:
             rc = transfer->source->ops->load(transfer->source, chunk);
             if (rc < 0)
-                fail(chunk, rc, chunk->side, chunk->offset + chunk->at);
+                not_loaded(chunk, rc, chunk->offset + chunk->at);
             else if (rc == TZ_STEP_DONE)
                 chunk->state = TZ_CHUNK_LOADED;
             break;
@@ -250,6 +319,8 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
     chunk->frame = frame;
     chunk->entry = (tz_index_entry){.origin = TZ_ORIGIN_DIRECT};
     chunk->zero = true;
+    chunk->blank = false;
+    chunk->damage = 0;
     chunk->phase = 0;
     chunk->read_piece = chunk->write_piece = piece;
     chunk->at = chunk->run = chunk->ready = 0;
@@ -259,7 +330,8 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
     chunk->tracks = chunk->taken = chunk->pushed = 0;
     chunk->side = TZ_SIDE_SOURCE;
     chunk->read = chunk->written = 0;
-    chunk->state = TZ_CHUNK_LOADING;
+    chunk->looked = 0;
+    chunk->state = transfer->sink->ops->look ? TZ_CHUNK_LOOKING : TZ_CHUNK_LOADING;
     chunk->worker->in_flight++;
     advance(chunk);
 }

@@ -9,6 +9,7 @@
  *             each of these in pieces while we yield
  *   zeros     fresh: done.   else: ZERO aligned part (punch, BLKZEROOUT) ─▶ tail as content
  *                                   └── cannot: as content
+ *   delta     READ what is there; the pipeline compares. Where that is all zero, the target is fresh.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 
 enum image_phase {
     IMAGE_BEGIN = 0,
+    IMAGE_LOOKING,
     IMAGE_ZEROING,
     IMAGE_WRITING,
 };
@@ -38,6 +40,12 @@ typedef struct image_sink {
     bool fresh;
     _Atomic bool cannot_zero; /* told once by the file system */
 } image_sink;
+
+/* Zeros are there already. */
+static bool holds_zeros(const image_sink *sink, const tz_chunk *chunk)
+{
+    return sink->fresh || chunk->blank;
+}
 
 static bool zero_page(const tz_chunk *chunk, uint32_t at, uint32_t end)
 {
@@ -73,7 +81,7 @@ static int write_from(image_sink *sink, tz_chunk *chunk, uint32_t at)
 
         end = tail ? chunk->length : body(sink, chunk);
         tz_chunk_materialize(chunk, 1);
-        if (sink->fresh) {
+        if (holds_zeros(sink, chunk)) {
             uint32_t run = end;
 
             next_run(chunk, &at, &run);
@@ -99,7 +107,7 @@ static int begin(image_sink *sink, tz_chunk *chunk)
 
     if (!chunk->zero)
         return write_from(sink, chunk, 0);
-    if (sink->fresh)
+    if (holds_zeros(sink, chunk))
         return TZ_STEP_DONE;
     if (aligned == 0 || atomic_load_explicit(&sink->cannot_zero, memory_order_relaxed))
         return write_from(sink, chunk, 0);
@@ -131,12 +139,30 @@ static int store(tz_sink *base, tz_chunk *chunk)
     switch ((enum image_phase)chunk->phase) {
     case IMAGE_BEGIN:
         return begin(sink, chunk);
+    case IMAGE_LOOKING:
+        break;
     case IMAGE_ZEROING:
         return zeroed(sink, chunk);
     case IMAGE_WRITING:
         return chunk->result < 0 ? (int)chunk->result : write_from(sink, chunk, chunk->at);
     }
     return -EINVAL;
+}
+
+/* Read past the cache where it is written so. A file may be too short, or not there yet: that is no content. */
+static int look(tz_sink *base, tz_chunk *chunk)
+{
+    image_sink *sink = tz_container_of(base, image_sink, base);
+
+    if (chunk->phase == IMAGE_BEGIN) {
+        chunk->phase = IMAGE_LOOKING;
+        tz_chunk_read(chunk, sink->file.fd, chunk->frame, tz_align_up(chunk->length, sink->file.offset_align),
+                      chunk->offset);
+        return TZ_STEP_PENDING;
+    }
+    if (chunk->result < 0)
+        return (int)chunk->result;
+    return chunk->result < chunk->length ? -ENODATA : TZ_STEP_DONE;
 }
 
 static int prepare(tz_sink *base, uint64_t size)
@@ -188,6 +214,22 @@ static void destroy(tz_sink *base)
 
 static const tz_sink_ops image_sink_ops = {
     .prepare = prepare, .store = store, .finish = finish, .sync = sync_image, .destroy = destroy};
+
+static const tz_sink_ops delta_sink_ops = {
+    .prepare = prepare, .look = look, .store = store, .finish = finish, .sync = sync_image, .destroy = destroy};
+
+int tz_sink_delta(tz_sink **out, const tz_file *file, uint64_t size, bool keep)
+{
+    tz_sink *sink;
+    int rc = tz_sink_image(&sink, file, size, false);
+
+    if (rc < 0)
+        return rc;
+    sink->ops = &delta_sink_ops;
+    sink->keep = keep;
+    *out = sink;
+    return 0;
+}
 
 int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh)
 {

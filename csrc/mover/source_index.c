@@ -3,12 +3,16 @@
  * A dataset of a repository. The index is not believed: what is impossible in it is refused at once, and every
  * chunk, zeros too, is compared with its digest before it goes anywhere. Packs are read past the page cache
  * where that works, so that a check looks at the disk.
+ *
+ * Salvaged, an impossible entry is told when its chunk's turn comes: its codec is LOST here, and its origin says why.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "internal.h"
+
+#define LOST 255 /* no codec */
 
 typedef struct index_source {
     tz_source base;
@@ -18,6 +22,22 @@ typedef struct index_source {
     tz_file *packs;
     uint32_t pack_count;
 } index_source;
+
+/* Is it the medium that has lost something, and not the machine that lacks something? */
+static bool is_damage(int64_t error)
+{
+    switch (-error) {
+    case EIO:
+    case EBADMSG: /* checksums of a file system */
+    case EUCLEAN:
+    case ENODATA: /* a block device's medium error */
+    case EILSEQ:  /* protection information */
+    case EREMOTEIO:
+        return true;
+    default:
+        return false;
+    }
+}
 
 static int load(tz_source *base, tz_chunk *chunk)
 {
@@ -29,6 +49,10 @@ static int load(tz_source *base, tz_chunk *chunk)
         chunk->at = chunk->length;
         return TZ_STEP_DONE;
     }
+    if (entry->codec == LOST) {
+        chunk->damage = entry->origin;
+        return -EBADMSG;
+    }
     if (chunk->run == 0) {
         file = &source->packs[entry->pack];
         chunk->zero = false;
@@ -36,10 +60,14 @@ static int load(tz_source *base, tz_chunk *chunk)
         tz_chunk_read(chunk, file->fd, chunk->frame, tz_align_up(chunk->length, file->offset_align), entry->offset);
         return TZ_STEP_PENDING;
     }
-    if (chunk->result < 0)
+    if (chunk->result < 0) {
+        chunk->damage = is_damage(chunk->result) ? TZ_OUTCOME_UNREADABLE : 0;
         return (int)chunk->result;
-    if (chunk->result < chunk->length)
-        return -EBADMSG; /* the pack was cut short */
+    }
+    if (chunk->result < chunk->length) {
+        chunk->damage = TZ_OUTCOME_CUT;
+        return -EBADMSG;
+    }
     chunk->read += chunk->length;
     chunk->entry.origin = entry->origin;
     return TZ_STEP_DONE;
@@ -68,7 +96,18 @@ static void destroy(tz_source *base)
     free(source);
 }
 
-static const tz_source_ops index_source_ops = {.prepare = prepare, .load = load, .check = check, .destroy = destroy};
+static bool direct(const tz_source *base)
+{
+    const index_source *source = tz_container_of(base, const index_source, base);
+
+    for (uint32_t i = 0; i < source->pack_count; i++)
+        if (!source->packs[i].direct)
+            return false;
+    return true;
+}
+
+static const tz_source_ops index_source_ops = {
+    .prepare = prepare, .load = load, .check = check, .direct = direct, .destroy = destroy};
 
 /* The position of a pack among those given, or `packs`. */
 static uint32_t position_of(uint32_t pack, const uint32_t *numbers, uint32_t packs, uint32_t guess)
@@ -93,6 +132,16 @@ static bool is_possible(const tz_index_entry *entry, uint64_t length)
            entry->offset <= INT64_MAX - TZ_CHUNK_MAX;
 }
 
+/* An entry that cannot be followed: the whole index is refused, or, salvaged, its chunk is lost. */
+static int refuse(const index_source *source, tz_index_entry *entry, enum tz_outcome why)
+{
+    if (!source->base.salvage)
+        return -EBADMSG;
+    entry->codec = LOST;
+    entry->origin = (uint8_t)why;
+    return 0;
+}
+
 /* Checks every entry, and turns pack numbers into positions. */
 static int check_entries(index_source *source, const uint32_t *numbers, uint32_t packs)
 {
@@ -100,15 +149,19 @@ static int check_entries(index_source *source, const uint32_t *numbers, uint32_t
 
     for (uint64_t i = 0; i < source->count; i++) {
         tz_index_entry *entry = &source->entries[i];
+        uint64_t length = tz_min_u64(source->chunk_size, source->base.size - i * source->chunk_size);
+        int rc = 0;
 
-        if (!is_possible(entry, tz_min_u64(source->chunk_size, source->base.size - i * source->chunk_size)))
-            return -EBADMSG;
-        if (entry->codec == TZ_CODEC_ZERO)
-            continue;
-        guess = position_of(entry->pack, numbers, packs, guess);
-        if (guess == packs)
-            return -EBADMSG;
-        entry->pack = guess;
+        if (!is_possible(entry, length)) {
+            rc = refuse(source, entry, TZ_OUTCOME_BAD_ENTRY);
+        } else if (entry->codec != TZ_CODEC_ZERO) {
+            guess = position_of(entry->pack, numbers, packs, guess);
+            if (guess == packs)
+                rc = refuse(source, entry, TZ_OUTCOME_NO_PACK);
+            entry->pack = guess;
+        }
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
@@ -125,8 +178,8 @@ static int open_packs(index_source *source, const int *fds, uint32_t packs)
     return 0;
 }
 
-int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
-                    const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+static int create(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
+                  const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs, bool salvage)
 {
     index_source *source;
     int rc = -ENOMEM;
@@ -140,6 +193,7 @@ int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t cou
         return -ENOMEM;
     source->base.ops = &index_source_ops;
     source->base.size = size;
+    source->base.salvage = salvage;
     source->chunk_size = chunk_size;
     source->count = count;
     source->entries = malloc(count ? count * sizeof(*entries) : 1);
@@ -157,4 +211,16 @@ int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t cou
     }
     *out = &source->base;
     return 0;
+}
+
+int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
+                    const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+{
+    return create(out, entries, count, size, chunk_size, pack_numbers, pack_fds, packs, false);
+}
+
+int tz_source_salvage(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size,
+                      uint32_t chunk_size, const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+{
+    return create(out, entries, count, size, chunk_size, pack_numbers, pack_fds, packs, true);
 }

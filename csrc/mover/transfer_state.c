@@ -26,6 +26,8 @@ int tz_transfer_create(tz_transfer **out, tz_mover *mover, tz_source *source, tz
     size_t bytes;
     int rc;
 
+    if (sink->ops->look && !source->ops->check)
+        return -EINVAL;
     rc = source->ops->prepare(source, chunk_size);
     if (rc == 0 && sink->ops->prepare)
         rc = sink->ops->prepare(sink, source->size);
@@ -39,7 +41,11 @@ int tz_transfer_create(tz_transfer **out, tz_mover *mover, tz_source *source, tz
     transfer->chunks = (source->size + chunk_size - 1) / chunk_size;
     bytes = tz_bitmap_bytes(transfer->chunks);
     transfer->claimed_memory = calloc(1, bytes ? bytes : 8);
-    if (!transfer->claimed_memory) {
+    if (source->salvage || sink->ops->look)
+        transfer->outcomes = calloc(1, tz_max_u64(transfer->chunks, 1));
+    if (!transfer->claimed_memory || ((source->salvage || sink->ops->look) && !transfer->outcomes)) {
+        free(transfer->claimed_memory);
+        free(transfer->outcomes);
         free(transfer);
         return -ENOMEM;
     }
@@ -204,5 +210,6 @@ void tz_transfer_destroy(tz_transfer *transfer)
     tz_sink_destroy(transfer->sink);
     pthread_mutex_destroy(&transfer->lock);
     free(transfer->claimed_memory);
+    free(transfer->outcomes);
     free(transfer);
 }

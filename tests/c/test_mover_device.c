@@ -3,46 +3,10 @@
  * Block devices as targets and sources (loop devices, root): nothing is written beyond the size, what was there
  * is zeroed where the data is zero, a device too small is refused; and the rate limit.
  */
-#include <linux/loop.h>
-#include <sys/ioctl.h>
-
-#include "mover_fixture.h"
+#include "loop_fixture.h"
 
 #define SIZE   (9 * CHUNK + 3 * 4096 + 700)
 #define DEVICE (12 * CHUNK)
-
-typedef struct loop_device {
-    int fd, number;
-} loop_device;
-
-/* A loop device over `backing`, with 512-byte sectors. Another process may take a free number first. */
-static void loop_make(loop_device *loop, int backing)
-{
-    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-    struct loop_config config = {.fd = (uint32_t)backing, .block_size = 512};
-    char path[40];
-
-    CHECK(control >= 0);
-    for (int tries = 0;; tries++) {
-        CHECK(tries < 100);
-        loop->number = ioctl(control, LOOP_CTL_GET_FREE);
-        CHECK(loop->number >= 0);
-        snprintf(path, sizeof(path), "/dev/loop%d", loop->number);
-        loop->fd = open(path, O_RDWR | O_CLOEXEC);
-        CHECK(loop->fd >= 0);
-        if (ioctl(loop->fd, LOOP_CONFIGURE, &config) == 0)
-            break;
-        CHECK(errno == EBUSY);
-        close(loop->fd);
-    }
-    close(control);
-}
-
-static void loop_remove(loop_device *loop)
-{
-    CHECK_EQ(ioctl(loop->fd, LOOP_CLR_FD, 0), 0);
-    close(loop->fd);
-}
 
 static void devices_as_target_and_source(void)
 {

@@ -1,4 +1,4 @@
-"""Real processes for integration tests: `serve` starts `timezero serve` and ends it."""
+"""Real processes and file systems for integration tests: `serve` starts `timezero serve` and ends it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+
+from tests.integration.filesystems import KINDS, FileSystem, file_system, run
 
 START_TIMEOUT = 30.0  # seconds
 STOP_TIMEOUT = 60.0
@@ -114,3 +116,21 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             served.process.stdout.close()
             print(f"--- timezero serve ({served.control}):\n{served.stderr()}", file=sys.stderr)
         assert code in (0, -signal.SIGKILL), f"timezero serve ended with {code}"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def system(
+    root: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[FileSystem]:
+    """A file system of each kind whose files can be mapped, on a loop device."""
+    with file_system(request.param, tmp_path_factory.mktemp(request.param)) as system:
+        yield system
+
+
+@pytest.fixture
+def place(system: FileSystem, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory of `system` for a test."""
+    place = system.point / request.node.originalname
+    place.mkdir()
+    yield place
+    run("rm", "-rf", place)

@@ -13,6 +13,8 @@ from proof.stack import loop_device, mounted
 from timezero.concordance.mounts import Mount
 
 MIB = 1 << 20
+#: Those whose files can be read from their volume.
+KINDS = ("ext4", "xfs")
 
 
 def run(*command: str | Path) -> str:

@@ -2,92 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import mmap
 import os
 import resource
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.integration.filesystems import MIB, FileSystem, file_system, run
+from tests.integration.concordance import TRACK, Frozen, content, designate, extents, read_physically
+from tests.integration.filesystems import KINDS, MIB, FileSystem, file_system, run
 from timezero._native.bitmap import Bitmap
 from timezero.concordance.freezer import Freezer
-from timezero.concordance.mapping import Concordance, FileMap, map_files
+from timezero.concordance.mapping import map_files
 from timezero.concordance.metadata import Metadata
-from timezero.concordance.selection import Designated, Selection, parse, resolve
+from timezero.concordance.selection import Selection, resolve
 from timezero.errors import TimezeroError, UsageError
-
-KINDS = ("ext4", "xfs")
-TRACK = 16384
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def system(
-    root: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[FileSystem]:
-    with file_system(request.param, tmp_path_factory.mktemp(request.param)) as system:
-        yield system
-
-
-@pytest.fixture
-def place(system: FileSystem, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """An empty directory for a test."""
-    place = system.point / request.node.originalname
-    place.mkdir()
-    yield place
-    run("rm", "-rf", place)
-
-
-def designate(system: FileSystem, *patterns: object, read_through: bool = False) -> Designated:
-    return resolve([Selection("data", str(p)) for p in patterns], [system.mount()], read_through=read_through)
-
-
-def content(pattern: str, size: int) -> bytes:
-    return hashlib.shake_128(pattern.encode()).digest(size)
-
-
-class Frozen:
-    """What is found while frozen: the concordance, and the content of every file by it, from the device alone."""
-
-    def __init__(self, system: FileSystem, designated: Designated) -> None:
-        with Freezer([system.point]) as freezer:
-            freezer.sync()
-            freezer.freeze(30)
-            self.concordance: Concordance = map_files(designated)
-            # The backing file, not the device: nothing that the kernel keeps for the device can help.
-            self.files = {file.dataset.path: read_physically(system.image, file) for file in self.concordance}
-            freezer.thaw()
-
-    def map_of(self, path: Path) -> FileMap:
-        return next(file for file in self.concordance if file.dataset.path == str(path))
-
-
-def extents(file: FileMap) -> list[tuple[int, int, int]]:
-    return list(zip(file.logical.tolist(), file.physical.tolist(), file.length.tolist(), strict=True))
-
-
-def read_physically(image: Path, file: FileMap) -> bytes:
-    found = bytearray(file.size)
-    assert (np.diff(file.logical.astype(np.int64)) > 0).all()
-    assert (file.logical[1:] >= file.logical[:-1] + file.length[:-1]).all()
-    descriptor = os.open(image, os.O_RDONLY | os.O_DIRECT)
-    try:
-        for logical, physical, length in extents(file):
-            with mmap.mmap(-1, length) as memory:
-                assert os.preadv(descriptor, [memory], physical) == length
-                found[logical : logical + length] = memory[: max(0, min(length, file.size - logical))]
-    finally:
-        os.close(descriptor)
-    assert len(found) == file.size
-    return bytes(found)
 
 
 def test_files_equal_what_lies_at_the_mapped_places(system: FileSystem, place: Path) -> None:
@@ -321,6 +254,24 @@ def test_more_files_than_may_be_open(system: FileSystem, place: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
+def test_the_file_systems_of_two_volumes(root: None, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        systems = [stack.enter_context(file_system(kind, tmp_path)) for kind in KINDS]
+        for system in systems:
+            (system.point / "file").write_bytes(content(system.kind, 50_000))
+        mounts = [system.mount(system.kind) for system in systems]
+        with resolve([Selection(s.kind, f"{s.point}/file") for s in systems], mounts) as designated:
+            with Freezer([s.point for s in systems]) as freezer:
+                freezer.freeze(30)
+                concordance = map_files(designated)
+                found = [read_physically(s.image, file) for s, file in zip(systems, concordance, strict=True)]
+                freezer.thaw()
+            assert found == [content(kind, 50_000) for kind in KINDS]
+            for file in concordance:
+                own = {int(p) // TRACK for p in file.physical}
+                assert own <= set(concordance.domain(file.dataset.volume, TRACK, 1 << 16).positions().tolist())
+
+
 # ---- refused ----
 
 
@@ -360,166 +311,3 @@ def test_btrfs_is_refused_by_name(root: None, tmp_path: Path) -> None:
             designate(system, system.point / "file")
         with designate(system, system.point / "file", read_through=True) as designated:
             assert designated[0].problem is not None
-
-
-# ---- selection ----
-
-
-def names(system: FileSystem, place: Path, *patterns: str) -> list[str]:
-    with designate(system, *(place / pattern for pattern in patterns)) as designated:
-        return [str(Path(dataset.path).relative_to(place)) for dataset in designated]
-
-
-@pytest.fixture
-def tree(place: Path) -> Path:
-    for path in ("a.ibd", ".hidden.ibd", "b.txt", "d/c.ibd", "d/e/f.ibd", "d/e/.g", "[x].ibd", "x.ibd"):
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        (place / path).write_text(path)
-    return place
-
-
-def test_patterns(system: FileSystem, tree: Path) -> None:
-    everything = sorted(["a.ibd", ".hidden.ibd", "b.txt", "d/c.ibd", "d/e/f.ibd", "d/e/.g", "[x].ibd", "x.ibd"])
-    assert names(system, tree, "a.ibd") == ["a.ibd"]
-    assert names(system, tree, "*.ibd") == [".hidden.ibd", "[x].ibd", "a.ibd", "x.ibd"]
-    assert names(system, tree, "?.ibd") == ["a.ibd", "x.ibd"]
-    assert names(system, tree, "[ab].*") == ["a.ibd", "b.txt"]
-    assert names(system, tree, "[x].ibd") == ["[x].ibd", "x.ibd"]
-    assert names(system, tree, "**/*.ibd") == [".hidden.ibd", "[x].ibd", "a.ibd", "d/c.ibd", "d/e/f.ibd", "x.ibd"]
-    assert names(system, tree, "d/**/e/*") == ["d/e/.g", "d/e/f.ibd"]
-    assert names(system, tree, "d*") == ["d/c.ibd", "d/e/.g", "d/e/f.ibd"]
-    assert names(system, tree, "") == names(system, tree, "**") == names(system, tree, "*") == everything
-    assert names(system, tree, "d", "d/c.ibd", "a.ibd") == ["a.ibd", "d/c.ibd", "d/e/.g", "d/e/f.ibd"]
-    for nothing in ("nothing", "*.none", "d/**/none"):
-        with pytest.raises(UsageError, match="nothing is there"):
-            names(system, tree, "a.ibd", nothing)
-
-
-def test_links_are_taken_when_named_and_skipped_when_met(system: FileSystem, tree: Path) -> None:
-    (tree / "link").symlink_to("a.ibd")
-    (tree / "d" / "inner").symlink_to("c.ibd")
-    (tree / "directory").symlink_to("d")
-    (tree / "dangling").symlink_to("nothing")
-    (tree / "outside").symlink_to("/etc/hostname")
-    assert names(system, tree, "link") == ["a.ibd"]
-    assert names(system, tree, "directory") == names(system, tree, "d")
-    assert names(system, tree, "directory/*.ibd") == ["d/c.ibd"]
-    with designate(system, tree / "d") as designated:
-        assert designated.skipped == {f"data:{tree}/d/inner": "a symbolic link"}
-    with designate(system, tree / "*") as designated:
-        assert len(designated) == 8
-        assert {name.rpartition("/")[2]: why.partition(" that")[0] for name, why in designated.skipped.items()} == {
-            "dangling": os.strerror(errno.ENOENT),
-            "directory": "a symbolic link to a directory",
-            "inner": "a symbolic link",
-            "outside": "it is not on the file system",
-        }
-    with designate(system, tree / "l*") as designated:
-        assert [dataset.name for dataset in designated] == [f"data:{tree}/a.ibd"]
-    with pytest.raises(UsageError, match="outside: it is not on the file system that is mounted at"):
-        designate(system, tree / "outside")
-    with pytest.raises(UsageError, match=os.strerror(errno.ENOENT)):
-        designate(system, tree / "dangling")
-    with pytest.raises(UsageError, match="nothing but what is skipped"):
-        designate(system, tree / "outsid*")
-
-
-def test_special_files_and_other_file_systems_are_not_entered(system: FileSystem, tree: Path, tmp_path: Path) -> None:
-    os.mkfifo(tree / "d" / "pipe")
-    (tree / "d" / "mounted").mkdir()
-    with ExitStack() as stack:
-        run("mount", "-t", "tmpfs", "tmpfs", tree / "d" / "mounted")
-        stack.callback(run, "umount", tree / "d" / "mounted")
-        (tree / "d" / "mounted" / "file").touch()
-        with designate(system, tree / "d") as designated:
-            assert len(designated) == 3
-            assert designated.skipped == {
-                f"data:{tree}/d/mounted": "another file system",
-                f"data:{tree}/d/pipe": "neither a regular file nor a directory",
-            }
-        with pytest.raises(UsageError, match="not on the file system"):
-            designate(system, tree / "d" / "mounted" / "file")
-        with designate(system, tree / "d" / "mounted" / "file", read_through=True) as designated:
-            assert designated[0].problem == "it is on another file system than its volume's"
-    with pytest.raises(UsageError, match="neither a regular file"):
-        designate(system, tree / "d" / "pipe")
-
-
-def test_hard_links_are_one_dataset(system: FileSystem, tree: Path) -> None:
-    os.link(tree / "x.ibd", tree / "d" / "same")
-    with designate(system, tree) as designated:
-        assert f"data:{tree}/d/same" in [dataset.name for dataset in designated]
-        assert designated.aliases == {f"data:{tree}/x.ibd": f"data:{tree}/d/same"}
-
-
-def test_a_bind_mount_shows_the_same_files(system: FileSystem, tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "bound").mkdir()
-    run("mount", "--bind", tree / "d", tmp_path / "bound")
-    try:
-        with designate(system, tmp_path / "bound") as designated:
-            assert len(designated) == 3
-        with designate(system, tmp_path / "bound", tree / "d") as designated:
-            assert len(designated) == 3
-            assert len(designated.aliases) == 3
-    finally:
-        run("umount", tmp_path / "bound")
-
-
-def test_names_that_are_no_text(system: FileSystem, place: Path) -> None:
-    raw = os.fsencode(place) + b"/\xff\xfe name\n"
-    with open(raw, "wb") as file:
-        file.write(b"x")
-    with designate(system, place) as designated:
-        assert [os.fsencode(dataset.name) for dataset in designated] == [b"data:" + raw]
-        assert Frozen(system, designated).files == {os.fsdecode(raw): b"x"}
-
-
-def test_descriptors_are_closed_when_files_are_refused(system: FileSystem, tree: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UsageError):
-        designate(system, tree / "d", tree / "nothing")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_selections_are_parsed() -> None:
-    assert parse("data:/srv/db/*.ibd") == Selection("data", "/srv/db/*.ibd")
-    for text in ("data", "data:relative", ":/path", "da ta:/x", "data:/a/../b", "data:/nul\0"):
-        with pytest.raises(UsageError):
-            parse(text)
-    with pytest.raises(UsageError, match="--mount other=PATH"):
-        resolve([Selection("other", "/x")], [])
-
-
-def test_access_times_are_left_alone(system: FileSystem, tree: Path) -> None:
-    os.utime(tree / "a.ibd", ns=(1, 10**18))
-    with designate(system, tree / "a.ibd") as designated:
-        Frozen(system, designated)
-    assert (tree / "a.ibd").stat().st_atime_ns == 1
-
-
-def test_an_immutable_file(system: FileSystem, place: Path) -> None:
-    (place / "immutable").write_bytes(content("immutable", 5000))
-    run("chattr", "+i", place / "immutable")
-    try:
-        with designate(system, place) as designated:
-            assert Frozen(system, designated).files == {str(place / "immutable"): content("immutable", 5000)}
-    finally:
-        run("chattr", "-i", place / "immutable")
-
-
-def test_the_file_systems_of_two_volumes(root: None, tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        systems = [stack.enter_context(file_system(kind, tmp_path)) for kind in KINDS]
-        for system in systems:
-            (system.point / "file").write_bytes(content(system.kind, 50_000))
-        mounts = [system.mount(system.kind) for system in systems]
-        with resolve([Selection(s.kind, f"{s.point}/file") for s in systems], mounts) as designated:
-            with Freezer([s.point for s in systems]) as freezer:
-                freezer.freeze(30)
-                concordance = map_files(designated)
-                found = [read_physically(s.image, file) for s, file in zip(systems, concordance, strict=True)]
-                freezer.thaw()
-            assert found == [content(kind, 50_000) for kind in KINDS]
-            for file in concordance:
-                own = {int(p) // TRACK for p in file.physical}
-                assert own <= set(concordance.domain(file.dataset.volume, TRACK, 1 << 16).positions().tolist())

@@ -14,11 +14,16 @@
  *
  * From validation on the frame is the only certain copy of its chunk: it is never re-read from the volume.
  *
+ * A source may be read for what is left of it (tz_source_salvage): damage ends no transfer then, and every chunk has an
+ * outcome. A sink may look first (tz_sink_delta): a chunk that the target has already, by its digest, is neither read
+ * from the source nor written.
+ *
  * Errors   per transfer, the first one counts and stops that transfer alone: -errno with the
  *          offset and the side it happened on. -ECANCELED after cancel; -ESTALE when the session is punctured;
  *          -EBADMSG when content does not match its digest; -EPROTO when shared memory makes no sense; -ENODATA
  *          when the source ends before its size; -EPIPE when a stream's reader went away.
- * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk.
+ * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk, and an outcome
+ *          (a byte) a chunk where there are outcomes.
  * Threads  create, add, start, wait, cancel, progress: any one controlling thread.
  */
 #ifndef TZ_MOVER_H
@@ -45,6 +50,18 @@ enum tz_origin { /* where a chunk's T0 content came from */
 enum tz_codec {
     TZ_CODEC_RAW = 0,
     TZ_CODEC_ZERO = 1, /* the chunk is all zero and stored nowhere */
+};
+
+/* How a chunk ended: of transfers from tz_source_salvage and to tz_sink_delta. */
+enum tz_outcome {
+    TZ_OUTCOME_NONE = 0,   /* not come to */
+    TZ_OUTCOME_STORED,     /* read, right, and given to the sink */
+    TZ_OUTCOME_KEPT,       /* the target had it already */
+    TZ_OUTCOME_ALTERED,    /* from here on damage: does not match its digest */
+    TZ_OUTCOME_UNREADABLE, /* its pack cannot be read there */
+    TZ_OUTCOME_CUT,        /* its pack ends before it does */
+    TZ_OUTCOME_NO_PACK,    /* its pack is not among those given */
+    TZ_OUTCOME_BAD_ENTRY,  /* its index entry is impossible */
 };
 
 /* An index entry, as it lies on disk (little-endian; format 1). */
@@ -91,6 +108,13 @@ int tz_source_extents(tz_source **out, tz_session_view *view, uint64_t size, con
  * against its digest. */
 int tz_source_index(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
                     const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs);
+
+/* The same, for what is left of it: an impossible entry, a pack that is not given or ends too early, content that cannot
+ * be read or does not match its digest, are the outcome of their chunk and not an error. The sink gets zeros there. */
+int tz_source_salvage(tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size,
+                      uint32_t chunk_size, const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs);
+
+bool tz_source_direct(const tz_source *source);   /* is all of it read past the page cache? */
 uint64_t tz_source_size(const tz_source *source); /* bytes */
 void tz_source_destroy(tz_source *source);
 
@@ -100,6 +124,12 @@ void tz_source_destroy(tz_source *source);
  * (a new file), so zeros are left out, within chunks too; otherwise zero chunks are zeroed, punched where possible. A
  * file has exactly the source's size at finish. Takes the tz_file over. -ENOSPC when a device is smaller than the data. */
 int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bool fresh);
+
+/* The same on a target that may hold some of the data already: each chunk is read there first, and only those whose
+ * digest differs are read from the source and written. What cannot be read on the target differs. `keep`: where the
+ * source is damaged the target stays as it is, instead of zeros. For sources that know digests: tz_mover_add says
+ * -EINVAL for others. */
+int tz_sink_delta(tz_sink **out, const tz_file *file, uint64_t size, bool keep);
 
 /* A stream (pipe, socket, terminal, regular file at its position): in order, by one worker. The descriptor stays the
  * caller's, and its flags as they are. -EPIPE when a pipe has no reader. */
@@ -147,9 +177,11 @@ typedef struct tz_transfer_report {
     uint64_t bytes_written;
     uint64_t chunks_zero, chunks_direct, chunks_sidefile, chunks_mixed;
     uint64_t tracks_from_sidefile;
-    uint64_t chunks_ahead;         /* claimed ahead of order, for the sidefile's sake */
-    uint32_t pressure;             /* used slots, now; 0 without a gate */
-    uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC; 0: not yet */
+    uint64_t chunks_ahead;            /* claimed ahead of order, for the sidefile's sake */
+    uint64_t chunks_kept, bytes_kept; /* the target had them already; counted nowhere above but in bytes_done */
+    uint64_t chunks_damaged;          /* likewise */
+    uint32_t pressure;                /* used slots, now; 0 without a gate */
+    uint64_t started_ns, ended_ns;    /* CLOCK_MONOTONIC; 0: not yet */
 } tz_transfer_report;
 
 int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config);
@@ -165,6 +197,9 @@ int tz_mover_wait(tz_mover *mover, int64_t timeout_ns); /* 1 all transfers ended
 void tz_mover_cancel(tz_mover *mover);                  /* soon; wait still has to be called */
 void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out);
 uint64_t tz_mover_bytes_done(tz_mover *mover); /* over all transfers */
+
+/* An outcome (enum tz_outcome) a chunk; NULL for transfers that have none. Final once the transfer has ended. */
+const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer);
 
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
 int tz_mover_sync(tz_mover *mover, uint32_t transfer);

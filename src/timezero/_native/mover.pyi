@@ -9,6 +9,7 @@ from timezero._native.mover_ends import Source as Source
 
 CHUNK_DEFAULT: int
 INDEX_ENTRY_BYTES: int  # 48
+OUTCOMES: dict[str, int]  # enum tz_outcome: how a chunk ended
 
 class BufferSpace:
     """The preallocated memory of a mover: `frames` frames of `frame_size` bytes (a multiple of 4096).
@@ -61,6 +62,8 @@ class Mover:
         """Bytes of all datasets that are done, holes included."""
     def index(self, transfer: int) -> bytes:
         """The index entries of a finished transfer, as they are stored."""
+    def outcomes(self, transfer: int) -> bytes:
+        """How each chunk of a finished transfer ended, enum tz_outcome; empty without a delta or salvage."""
     def sync(self, transfer: int) -> None:
         """Make an image durable. OSError is final."""
     def close(self) -> None:

@@ -8,7 +8,7 @@ A buffer space that movers still use is given back with the last of them, so clo
 import errno
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
 from timezero._native.bufspace cimport (
@@ -27,10 +27,19 @@ from timezero._native.mover_ends cimport Sink as SinkType, Source as SourceType
 
 from timezero._native.mover_ends import PackWriter, SessionView, Sink, Source
 
-__all__ = ["CHUNK_DEFAULT", "INDEX_ENTRY_BYTES", "BufferSpace", "Mover", "PackWriter", "SessionView", "Sink", "Source"]
+__all__ = [
+    "CHUNK_DEFAULT", "INDEX_ENTRY_BYTES", "OUTCOMES", "BufferSpace", "Mover", "PackWriter", "SessionView", "Sink",
+    "Source",
+]
 
 CHUNK_DEFAULT = int(TZ_CHUNK_DEFAULT)
 INDEX_ENTRY_BYTES = int(sizeof(tz_index_entry))
+
+OUTCOMES = {
+    "none": int(TZ_OUTCOME_NONE), "stored": int(TZ_OUTCOME_STORED), "kept": int(TZ_OUTCOME_KEPT),
+    "altered": int(TZ_OUTCOME_ALTERED), "unreadable": int(TZ_OUTCOME_UNREADABLE), "cut": int(TZ_OUTCOME_CUT),
+    "no pack": int(TZ_OUTCOME_NO_PACK), "bad entry": int(TZ_OUTCOME_BAD_ENTRY),
+}
 
 _ENGINES = {"auto": TZ_IO_AUTO, "uring": TZ_IO_URING, "threads": TZ_IO_THREADS}
 _SIDES = {TZ_SIDE_NONE: "", TZ_SIDE_SOURCE: "source", TZ_SIDE_SINK: "sink", TZ_SIDE_SESSION: "session"}
@@ -178,6 +187,16 @@ cdef class Mover:
         if not self.report(number)["done"]:
             raise BlockingIOError(errno.EBUSY, "the transfer has not ended")
         return entries
+
+    def outcomes(self, transfer):
+        cdef uint32_t number = self.number(transfer)
+        cdef const uint8_t *found = tz_mover_outcomes(self.ptr, number)
+        report = self.report(number)
+        if found is NULL:
+            return b""
+        if not report["done"]:
+            raise BlockingIOError(errno.EBUSY, "the transfer has not ended")
+        return PyBytes_FromStringAndSize(<const char *>found, report["chunks"])
 
     def sync(self, transfer):
         cdef uint32_t number = self.number(transfer)

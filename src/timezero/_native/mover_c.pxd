@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data mover's C interface, as csrc/include/tz/mover.h declares it, and the translator of its errors."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from timezero._native.bufspace cimport tz_bufspace
 from timezero._native.io cimport tz_file, tz_io_kind
@@ -36,6 +36,15 @@ cdef extern from "tz/mover.h" nogil:
         uint64_t rate
         bint opportunistic
         uint32_t faults
+    enum tz_outcome:
+        TZ_OUTCOME_NONE
+        TZ_OUTCOME_STORED
+        TZ_OUTCOME_KEPT
+        TZ_OUTCOME_ALTERED
+        TZ_OUTCOME_UNREADABLE
+        TZ_OUTCOME_CUT
+        TZ_OUTCOME_NO_PACK
+        TZ_OUTCOME_BAD_ENTRY
     enum tz_transfer_side:
         TZ_SIDE_NONE
         TZ_SIDE_SOURCE
@@ -57,6 +66,9 @@ cdef extern from "tz/mover.h" nogil:
         uint64_t chunks_mixed
         uint64_t tracks_from_sidefile
         uint64_t chunks_ahead
+        uint64_t chunks_kept
+        uint64_t bytes_kept
+        uint64_t chunks_damaged
         uint32_t pressure
         uint64_t started_ns
         uint64_t ended_ns
@@ -73,9 +85,14 @@ cdef extern from "tz/mover.h" nogil:
     int tz_source_index(
         tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
         const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+    int tz_source_salvage(
+        tz_source **out, const tz_index_entry *entries, uint64_t count, uint64_t size, uint32_t chunk_size,
+        const uint32_t *pack_numbers, const int *pack_fds, uint32_t packs)
+    bint tz_source_direct(const tz_source *source)
     uint64_t tz_source_size(const tz_source *source)
     void tz_source_destroy(tz_source *source)
     int tz_sink_image(tz_sink **out, const tz_file *file, uint64_t size, bint fresh)
+    int tz_sink_delta(tz_sink **out, const tz_file *file, uint64_t size, bint keep)
     int tz_sink_stream(tz_sink **out, int fd)
     int tz_pack_writer_create(tz_pack_writer **out, int dir_fd, const char *prefix, uint64_t max_bytes)
     int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes)
@@ -92,6 +109,7 @@ cdef extern from "tz/mover.h" nogil:
     void tz_mover_cancel(tz_mover *mover)
     void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out)
     uint64_t tz_mover_bytes_done(tz_mover *mover)
+    const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer)
     int tz_mover_sync(tz_mover *mover, uint32_t transfer)
     void tz_mover_destroy(tz_mover *mover)
 

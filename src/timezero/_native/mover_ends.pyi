@@ -28,6 +28,9 @@ class Source:
     @property
     def size(self) -> int:
         """Bytes."""
+    @property
+    def direct(self) -> bool:
+        """Is all of it read past the page cache? Known of datasets of a repository; else False."""
     @staticmethod
     def file(fd: int, size: int | None = None, *, buffered: bool = False) -> Source:
         """A file or device that no one serves. The descriptor is duplicated by a fresh open."""
@@ -55,10 +58,11 @@ class Source:
         OSError(EBUSY) once one is being read. Their tracks may overlap.
         """
     @staticmethod
-    def index(entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int]) -> Source:
+    def index(entries: bytes, size: int, chunk_size: int, packs: Mapping[int, int], *, salvage: bool = False) -> Source:
         """A dataset of a repository: index entries as stored, {pack number: descriptor} (duplicated).
 
-        Raises OSError(EBADMSG) when an entry is impossible.
+        salvage: what is damaged becomes the outcome of its chunk (Mover.outcomes), and zeros. Raises OSError(EBADMSG)
+        when an entry is impossible, unless it is salvaged.
         """
 
 class PackWriter:
@@ -73,6 +77,12 @@ class Sink:
     @staticmethod
     def image(fd: int, size: int, *, fresh: bool, buffered: bool = False) -> Sink:
         """A raw image file or block device, open for writing; the descriptor is duplicated by a fresh open."""
+    @staticmethod
+    def delta(fd: int, size: int, *, keep: bool = False) -> Sink:
+        """A target that is read first: only chunks whose digest differs are written. For Source.index.
+
+        keep: where the source is damaged the target stays as it is, instead of zeros.
+        """
     @staticmethod
     def stream(fd: int) -> Sink: ...
     @staticmethod

@@ -79,6 +79,12 @@ cdef class Source:
             raise ValueError("the source is used up")
         return tz_source_size(self.ptr)
 
+    @property
+    def direct(self):
+        if self.ptr is NULL:
+            raise ValueError("the source is used up")
+        return bool(tz_source_direct(self.ptr))
+
     @staticmethod
     def file(fd, size=None, *, buffered=False):
         cdef Source self = Source.__new__(Source)
@@ -114,7 +120,7 @@ cdef class Source:
         return self
 
     @staticmethod
-    def index(bytes entries, size, chunk_size, packs):
+    def index(bytes entries, size, chunk_size, packs, *, salvage=False):
         cdef Source self = Source.__new__(Source)
         cdef uint64_t count = len(entries) // sizeof(tz_index_entry), bytes_in_all = size
         cdef uint32_t chunk = chunk_size
@@ -127,8 +133,12 @@ cdef class Source:
         # One element more: a memory view of an empty array has no first element to point to.
         numbers = array("I", [*packs.keys(), 0])
         fds = array("i", [*packs.values(), -1])
-        result = tz_source_index(
-            &self.ptr, <const tz_index_entry *>raw, count, bytes_in_all, chunk, &numbers[0], &fds[0], len(packs))
+        if salvage:
+            result = tz_source_salvage(
+                &self.ptr, <const tz_index_entry *>raw, count, bytes_in_all, chunk, &numbers[0], &fds[0], len(packs))
+        else:
+            result = tz_source_index(
+                &self.ptr, <const tz_index_entry *>raw, count, bytes_in_all, chunk, &numbers[0], &fds[0], len(packs))
         check(result, "index")
         return self
 
@@ -160,7 +170,7 @@ cdef class PackWriter:
 
 cdef class Sink:
     def __init__(self):
-        raise TypeError("use Sink.image, Sink.stream, Sink.packs or Sink.null")
+        raise TypeError("use Sink.image, Sink.delta, Sink.stream, Sink.packs or Sink.null")
 
     def __dealloc__(self):
         tz_sink_destroy(self.ptr)
@@ -178,6 +188,18 @@ cdef class Sink:
         cdef int result
         reopen(&file, fd, TZ_FILE_WRITE | (TZ_FILE_BUFFERED if buffered else 0), "open target")
         result = tz_sink_image(&self.ptr, &file, size, fresh)
+        if result < 0:
+            tz_file_close(&file)
+            check(result, f"target of {file.size} bytes for {size}")
+        return self
+
+    @staticmethod
+    def delta(fd, size, *, keep=False):
+        cdef Sink self = Sink.__new__(Sink)
+        cdef tz_file file
+        cdef int result
+        reopen(&file, fd, TZ_FILE_WRITE, "open target")
+        result = tz_sink_delta(&self.ptr, &file, size, keep)
         if result < 0:
             tz_file_close(&file)
             check(result, f"target of {file.size} bytes for {size}")

@@ -45,8 +45,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except TimezeroError as error:
         output.failed(str(error), error.exit_code, getattr(error, "result", None))
         return error.exit_code
-    except KeyboardInterrupt:
-        output.failed("interrupted: nothing half-written was left to be listed or restored", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        nothing = "interrupted: nothing half-written was left to be listed or restored"
+        output.failed(str(stop) or nothing, EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise

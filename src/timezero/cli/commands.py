@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from timezero.cli.output import Output, plain, table
@@ -242,17 +242,42 @@ def _verify(options: Any, output: Output) -> int:
     from timezero.errors import VerificationError
     from timezero.jobs.verify import verify
 
-    result = verify(options.repo, options.points, mover=_mover(options), progress=output.progress())
-    for damage in result.damage:
-        output.line(f"timezero: {damage.problem}")
-    summary = f"{len(result.points)} recovery points, {result.datasets} datasets, {format_size(result.size)}"
-    verdict = f"DAMAGED in {len(result.damage)} places" if result.damage else "intact"
-    output.result(result.to_json, lambda: f"{summary}: {verdict}")
-    return VerificationError.exit_code if result.damage else 0
+    if options.seed is not None and options.sample is None:
+        raise UsageError("--seed: of a choice that is made with --sample only")
+    result = verify(
+        options.repo,
+        options.points,
+        sample=options.sample,
+        seed=options.seed,
+        mover=_mover(options),
+        progress=output.progress(),
+    )
+    places = len(result.damage) + result.damage_left_off
+    _tell(output, [damage.problem for damage in result.damage], places, "places are damaged")
+    _tell(output, [f"{loss.point}: {loss}" for loss in result.losses], len(result.losses), "datasets are damaged")
+    if result.losses:
+        output.line("timezero: what is not lost can be had with `timezero restore --salvage`")
+    if result.cached:
+        output.line("timezero: packs were read through the page cache: their file system knows no other way")
+    lines = [f"{len(result.points)} recovery points, {result.datasets} datasets, {format_size(result.size)}"]
+    lines[0] += f": DAMAGED in {places} places" if places else ": intact"
+    if (sample := result.sample) is not None:
+        lines[0] += f", as far as {sample.read} of {sample.stored} stored chunks show (seed {sample.seed})"
+        lines.append(f"damage of 1 % of the chunks would be noticed with a chance of {100 * sample.notices:.4g} %")
+    output.result(result.to_json, lambda: "\n".join(lines))
+    return VerificationError.exit_code if places else 0
+
+
+def _tell(output: Output, problems: Sequence[str], count: int, what: str) -> None:
+    """The first of them, a line each."""
+    for problem in problems[:_FILES_TOLD]:
+        output.line(f"timezero: {problem}")
+    if (more := count - _FILES_TOLD) > 0:
+        output.line(f"timezero: {more} more {what}: see --json")
 
 
 def _restore(options: Any, output: Output) -> int:
-    from timezero.jobs.restore import PartialRestoreError, restore
+    from timezero.jobs.restore import DamagedRestoreError, PartialRestoreError, restore
 
     point, slash, dataset = options.point.partition("/")
     if slash and not dataset:
@@ -266,11 +291,25 @@ def _restore(options: Any, output: Output) -> int:
             dataset=dataset or None,
             in_place=options.in_place,
             force=options.force,
+            salvage=options.salvage,
+            delta=options.delta,
+            resume=options.resume,
+            map_file=options.map,
             mover=_mover(options),
             progress=output.progress(),
         )
     except PartialRestoreError as error:
         for problem in list(error.result.failed.values())[1:]:
+            output.line(f"timezero: {problem}")
+        raise
+    except DamagedRestoreError as error:
+        lost = [
+            f"{loss.dataset}: bytes {offset} to {offset + length - 1} are damaged"
+            for loss in error.result.losses
+            for offset, length in loss.lost
+        ]
+        _tell(output, lost, len(lost), "ranges are damaged")
+        for problem in error.result.failed.values():
             output.line(f"timezero: {problem}")
         raise
     if result.notes:
@@ -280,7 +319,9 @@ def _restore(options: Any, output: Output) -> int:
     lines = [f"{plain(name)} -> {plain(target)}" for name, target in result.targets.items()]
     if len(lines) > _FILES_TOLD:
         lines = [f"{len(lines)} datasets -> {plain(options.target or '/')}"]
-    output.result(result.to_json, lambda: "\n".join([*lines, f"{format_size(result.size)} in {result.seconds:.2f} s"]))
+    kept = f", {format_size(result.written)} written" if options.delta or options.resume else ""
+    lines.append(f"{format_size(result.size)} in {result.seconds:.2f} s{kept}")
+    output.result(result.to_json, lambda: "\n".join(lines))
     return 0
 
 

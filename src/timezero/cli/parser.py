@@ -66,6 +66,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _percent(text: str) -> float:
+    number = text.removesuffix("%")
+    value = float(number) if number.replace(".", "", 1).isdecimal() and number.isascii() else 0.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage: write 5%, 0.1% or 100%")
+    return value
+
+
 def build(command: str = "") -> argparse.ArgumentParser:
     """The parser of a command, or of what is not specific to one: each command takes argparse milliseconds."""
     parser = _Parser(
@@ -226,6 +234,12 @@ def _show(parser: argparse.ArgumentParser) -> None:
 def _verify(parser: argparse.ArgumentParser) -> None:
     _repository(parser)
     parser.add_argument("points", metavar="POINT", nargs="*", help="id, unique prefix of one, or latest (default: all)")
+    parser.add_argument(
+        "--sample", type=_percent, metavar="N%", help="read so many percent of the stored chunks, chosen at random"
+    )
+    parser.add_argument(
+        "--seed", type=_count, metavar="N", help="of that choice (default: another one each time; it is told)"
+    )
     _mover(parser)
 
 
@@ -241,6 +255,20 @@ def _restore(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--in-place", action="store_true", help="instead of TARGET: files go where they came from")
     parser.add_argument("--force", action="store_true", help="replace files, overwrite a device that is in use")
+    parser.add_argument(
+        "--salvage",
+        action="store_true",
+        help="of damaged data restore what is sound, with zeros for the rest (exit code 6)",
+    )
+    parser.add_argument(
+        "--map", metavar="FILE", help="with --salvage: write what is sound and what is not, as ddrescue does"
+    )
+    parser.add_argument(
+        "--delta", action="store_true", help="change a device or image in place: write only what differs"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what is restored when interrupted, and go on with what was kept"
+    )
     _mover(parser)
 
 

@@ -49,6 +49,12 @@ def packs_used(entries: bytes) -> set[int]:
     return {pack for pack, length in zip(packs, lengths, strict=True) if length}
 
 
+def stored_chunks(entries: bytes) -> list[int]:
+    """The numbers of the chunks that lie in packs, by their index entries."""
+    lengths = memoryview(entries).cast("I")[_LENGTH_WORD::_WORDS]
+    return [number for number, length in enumerate(lengths) if length]
+
+
 def _descriptors_free() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:

@@ -85,16 +85,17 @@ def copy(
         if job.served:
             job.served.suspend()
         t0_ns = job.served.t0_ns if job.served else time.time_ns()
-        image.begin()
-        machine.run(job.watch(meter))
-        moving.raise_first(machine.transfers)
-        meter.finishing()
-        job.end()
-        if target != targets.STREAM:
-            machine.sync(transfer)
-        engine = machine.engine
-        machine.stop()
-        image.publish()
+        with targets.telling_left(image):
+            image.begin()
+            machine.run(job.watch(meter))
+            moving.raise_first(machine.transfers)
+            meter.finishing()
+            job.end()
+            if target != targets.STREAM:
+                machine.sync(transfer)
+            engine = machine.engine
+            machine.stop()
+            image.publish()
         return CopyResult(
             source=source,
             target=target,

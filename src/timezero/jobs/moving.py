@@ -67,7 +67,8 @@ class Transfer:
             )
         if code == errno.EBADMSG:
             return VerificationError(
-                f"{self.source}: damaged at byte {offset}: the stored data does not match its digest"
+                f"{self.source}: damaged at byte {offset}: the stored data does not match its digest: see `timezero "
+                "verify`; what is sound can be had with restore --salvage"
             )
         if code == errno.ECANCELED:
             return TimezeroError(f"{self.source}: was cancelled")
@@ -158,6 +159,10 @@ class Moving:
     def index(self, transfer: Transfer) -> bytes:
         """The index entries of a transfer that has arrived."""
         return self._mover.index(transfer.number)
+
+    def outcomes(self, transfer: Transfer) -> bytes:
+        """How each chunk of a transfer ended that has arrived; nothing unless it salvages or is a delta."""
+        return self._mover.outcomes(transfer.number)
 
     def sync(self, transfer: Transfer) -> None:
         """Make an image durable. Raises TimezeroError; it is final."""

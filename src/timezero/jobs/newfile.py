@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from typing import TypeVar
 
 from timezero import _linux
 from timezero._crash import crash_point
+from timezero.errors import LockedError
 from timezero.repository import names
 
 _T = TypeVar("_T")
@@ -32,12 +34,13 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 class NewFile:
     """A file to be `name` in the directory `directory` (a descriptor that its owner keeps open).
 
-    Readable and writable by its owner alone, until somebody says otherwise. fd: it, for writing.
+    Readable and writable by its owner alone, until somebody says otherwise. fd: it, for writing. The name may be
+    changed until it is published.
     """
 
     def __init__(self, directory: int, name: str) -> None:
         self._directory = directory
-        self._name = name
+        self.name = name
         self._temporary: str | None = None
         self.fd = -1
         try:
@@ -71,7 +74,7 @@ class NewFile:
 
     def _free_name(self) -> str:
         """A temporary name: this file's own, swept, unless somebody writes it now."""
-        name = f"{names.TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(self._name)):08x}.tmp"
+        name = f"{names.TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(self.name)):08x}.tmp"
         try:
             left = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
         except FileNotFoundError:
@@ -96,7 +99,7 @@ class NewFile:
     def publish(self, *, replace: bool) -> None:
         """Give it its name; the directory is the caller's to sync. Raises FileExistsError, unless `replace`."""
         if not replace:
-            self._name_new(self._name)
+            self._name_new(self.name)
             return
         if self._temporary is None:
             # There is no link(2) that replaces: the way to a rename is a name.
@@ -104,7 +107,7 @@ class NewFile:
         temporary = self._temporary
         assert temporary is not None
         crash_point("target.linked")
-        os.rename(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        os.rename(temporary, self.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._temporary = None
 
     def _link(self, name: str) -> None:
@@ -141,3 +144,59 @@ class NewFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class PartialFile(NewFile):
+    """A new file that stays, under a name of its own, when it is not published; the next one goes on with it.
+
+    resumed: something was there already. partial: its name until then. Nobody else writes it meanwhile: it is locked.
+    Raises LockedError; FileExistsError when something else has its name.
+    """
+
+    def __init__(self, directory: int, name: str) -> None:
+        self.partial = names.partial_name(name)
+        self.resumed = False
+        super().__init__(directory, name)
+
+    def _create(self) -> int:
+        while True:
+            fd = self._open()
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+                    # With two names it is what somebody has published: to go on would change that.
+                    raise FileExistsError(errno.EEXIST, f"{self.partial} is in the way: remove it")
+                if self._is_named(found):
+                    self._temporary = self.partial
+                    self.resumed = found.st_size > 0
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise LockedError(f"{self.partial}: another timezero writes it: try again when it has ended") from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # its maker has published it, or thrown it away, in this moment
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(self.partial, flags, 0o600, dir_fd=self._directory)
+
+    def _is_named(self, found: os.stat_result) -> bool:
+        try:
+            named = os.stat(self.partial, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, found)
+
+    @property
+    def stays(self) -> bool:
+        """Would something stay under its name, if it were closed now?"""
+        return self.fd >= 0 and self._temporary is not None and os.fstat(self.fd).st_blocks > 0
+
+    def close(self) -> None:
+        """Let go of it; what has no content yet goes. Safe to repeat."""
+        if self.stays:
+            self._temporary = None
+        super().close()

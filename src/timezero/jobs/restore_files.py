@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 from timezero import _linux
 from timezero.errors import TimezeroError
 from timezero.jobs.batches import batches
+from timezero.jobs.damage import Losses
 from timezero.jobs.moving import Moving, Transfer
 from timezero.jobs.newfile import NewFile
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.progress import Meter
+from timezero.jobs.targets import DAMAGED_SUFFIX
 from timezero.jobs.trees import SYNC_EACH_MAX, Parts, Tree, syncfs_tells
 from timezero.repository import DatasetRecord
 
@@ -44,7 +46,7 @@ class Files:
 
     def __init__(self, tree: Tree, places: Mapping[str, Parts], replace: bool) -> None:
         self.tree = tree
-        self.places = places
+        self.places = dict(places)
         self.replace = replace
         self.restored: list[str] = []
         self.failed: dict[str, TimezeroError] = {}
@@ -62,8 +64,12 @@ class Files:
         options: MoverOptions,
         meter: Meter,
         done: int,
+        losses: Losses,
     ) -> None:
-        """Restore files. source: the mover's, for one of them; packs: descriptors it has; done: bytes before."""
+        """Restore files. source: the mover's, for one of them; packs: descriptors it has; done: bytes before.
+
+        losses: takes down what of them was found damaged and is zeros now; these files are called so.
+        """
         stopped: TimezeroError | None = None
         for batch in batches(records, _DESCRIPTORS + packs):
             if stopped is not None:
@@ -72,7 +78,7 @@ class Files:
                 continue
             with ExitStack() as stack:
                 stack.callback(self.tree.forget)
-                stopped = _Batch(self, stack).run(batch, source, options, partial(_add, meter, done))
+                stopped = _Batch(self, stack, losses).run(batch, source, options, partial(_add, meter, done))
             done += sum(record.size for record in batch)
             meter.update(done)
 
@@ -107,8 +113,9 @@ def _add(meter: Meter, before: int, moved: int) -> None:
 class _Batch:
     """Files that are restored together; what is open of them is on `stack`."""
 
-    def __init__(self, files: Files, stack: ExitStack) -> None:
+    def __init__(self, files: Files, stack: ExitStack, losses: Losses) -> None:
         self._files = files
+        self._losses = losses
         self._stack = stack
         self._made: dict[str, NewFile] = {}
 
@@ -174,6 +181,10 @@ class _Batch:
                     self._drop(record.name)
             if transfers:
                 machine.run(watch)
+            for record in batch:
+                transfer = transfers.get(record.name)
+                if transfer is not None and transfer.error() is None:
+                    self._look(record, machine.outcomes(transfer))
         stopped = None
         for name, transfer in transfers.items():
             failure = transfer.error()
@@ -184,6 +195,14 @@ class _Batch:
             if transfer.report["side"] == "sink" and abs(int(transfer.report["error"])) in _FATAL:
                 stopped = failure
         return stopped
+
+    def _look(self, record: DatasetRecord, outcomes: bytes) -> None:
+        """A file that is not whole does not get the name of one that is."""
+        if not self._losses.note(record, outcomes):
+            return
+        parts = self._files.places[record.name]
+        self._made[record.name].name = parts[-1] + DAMAGED_SUFFIX
+        self._files.places[record.name] = (*parts[:-1], parts[-1] + DAMAGED_SUFFIX)
 
     def _sync(self, batch: Sequence[DatasetRecord]) -> TimezeroError | None:
         """Make the files durable; who cannot be is dropped."""

@@ -1,9 +1,10 @@
 """Where an image goes: a file, a block device, or a stream.
 
 A file is written without a name (where the file system has no such thing, under a temporary one) and named when it is
-whole and durable: nothing half-written ever bears its name. A device is written in place; when that fails, its first
-and last MiB are blanked, so that it does not look like what it should have become. Of a stream only the exit code
-tells.
+whole and durable: nothing half-written ever bears its name, and what was salvaged of damaged data is called so. With
+`resume` it is written under a name of ours beside its place, where it stays until it is whole: what is there already is
+told by its digests, so no record of it has to be kept, or believed. Devices, and with `delta` files as well, are
+written in place (timezero.jobs.in_place). Of a stream only the exit code tells.
 
 Errors: TimezeroError, UsageError.
 """
@@ -12,22 +13,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from timezero._crash import crash_point
 from timezero._linux.stack import Identity, identity_of, standing_on
-from timezero.errors import TimezeroError, UsageError
-from timezero.jobs import devices
-from timezero.jobs.newfile import NewFile
+from timezero.errors import LockedError, TimezeroError, UsageError
+from timezero.jobs.newfile import NewFile, PartialFile
 from timezero.repository import durable
-from timezero.units import MIB, format_size
 
 if TYPE_CHECKING:
     from timezero._native.mover import Sink
 
 STREAM = "-"
+#: What is added to the name of a file when it is published though it is not whole: the plain name means that it is.
+DAMAGED_SUFFIX = ".damaged"
 
 
 class Target:
@@ -43,8 +44,12 @@ class Target:
     def begin(self) -> None:
         """From here on it is written to."""
 
-    def publish(self) -> None:
-        """The image is whole and durable: let it be seen."""
+    def left(self) -> str | None:
+        """What is left here, in words, of a job that does not come to its end; None: nothing that was not before."""
+        return None
+
+    def publish(self, *, damaged: bool = False) -> None:
+        """The image is durable, and whole unless it is `damaged`: let it be seen. `name` is then what it is called."""
 
     def discard(self) -> None:
         """Nothing may look whole. Safe to repeat, and after publish it does nothing."""
@@ -57,9 +62,9 @@ class Target:
 
 
 class FileTarget(Target):
-    """An image file, new or (with `force`) in the place of another one."""
+    """An image file, new or (with `force`) in the place of another one. resume: one that is gone on with."""
 
-    def __init__(self, path: str, size: int, *, force: bool) -> None:
+    def __init__(self, path: str, size: int, *, force: bool, resume: bool = False) -> None:
         self.name = path
         self._size = size
         self._replace = force
@@ -71,12 +76,15 @@ class FileTarget(Target):
         try:
             self._parent = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
-            self._file = NewFile(self._parent, os.path.basename(self._path))
+            self._file = (PartialFile if resume else NewFile)(self._parent, os.path.basename(self._path))
             if force and os.path.exists(self._path):
                 os.fchmod(self._file.fd, stat.S_IMODE(os.stat(self._path).st_mode))
         except OSError as error:
             self.discard()
             raise TimezeroError(f"{path}: cannot be written: {error.strerror}") from error
+        except LockedError:
+            self.discard()
+            raise
 
     @property
     def fd(self) -> int:
@@ -87,9 +95,20 @@ class FileTarget(Target):
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
 
+        if isinstance(self._file, PartialFile) and self._file.resumed:
+            from timezero.jobs.in_place import align
+
+            align(self.fd)
+            return Sink.delta(self.fd, self._size)
         return Sink.image(self.fd, self._size, fresh=True)
 
-    def publish(self) -> None:
+    def left(self) -> str | None:
+        if not isinstance(self._file, PartialFile) or not self._file.stays:
+            return None
+        partial = os.path.join(self._directory, self._file.partial)
+        return f"{partial} keeps what is there of it: the same command goes on from there"
+
+    def publish(self, *, damaged: bool = False) -> None:
         try:
             assert self._file is not None
             if os.fstat(self.fd).st_size != self._size:
@@ -97,6 +116,9 @@ class FileTarget(Target):
             crash_point("target.written")
             os.fsync(self.fd)
             crash_point("target.synced")
+            if damaged:
+                self._file.name = os.path.basename(self._path) + DAMAGED_SUFFIX
+                self.name = (self._path if os.path.islink(self.name) else self.name) + DAMAGED_SUFFIX
             self._file.publish(replace=self._replace)
             crash_point("target.named")
             durable.sync_directory(self._directory)
@@ -114,62 +136,6 @@ class FileTarget(Target):
             os.close(parent)
 
 
-class DeviceTarget(Target):
-    """A block device, written in place."""
-
-    def __init__(self, path: str, size: int, *, force: bool) -> None:
-        self.name = path
-        self._size = size
-        self._started = False
-        device = os.stat(path).st_rdev
-        try:
-            fd = devices.open_exclusive(path, os.O_RDWR)
-            if fd is None and not force:
-                raise TimezeroError(
-                    f"{path}: {devices.user_of(device)}: free it first, or overwrite it all the same with --force"
-                )
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC) if fd is None else fd
-        except OSError as error:
-            raise TimezeroError(f"{path}: cannot be written: {error.strerror}") from error
-        room = os.lseek(self._fd, 0, os.SEEK_END)
-        if room < size:
-            os.close(self._fd)
-            raise TimezeroError(
-                f"{path}: too small: it has {room} bytes ({format_size(room)}), the data {size} ({format_size(size)})"
-            )
-
-    def sink(self) -> Sink:
-        from timezero._native.mover import Sink
-
-        return Sink.image(self._fd, self._size, fresh=False)
-
-    def begin(self) -> None:
-        self._started = True
-
-    def publish(self) -> None:
-        try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise TimezeroError(f"{self.name}: cannot be made durable: {error.strerror}") from error
-        self._started = False
-
-    def discard(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        try:
-            if self._started:
-                self._blank(fd)
-        finally:
-            os.close(fd)
-
-    def _blank(self, fd: int) -> None:
-        with suppress(OSError):  # the job has failed and says so; a device that takes no more writes cannot be blanked
-            for offset in {0, max(0, self._size - MIB)}:
-                os.pwrite(fd, bytes(min(MIB, self._size - offset)), offset)
-            os.fsync(fd)
-
-
 class StreamTarget(Target):
     """Standard output, in order."""
 
@@ -183,6 +149,19 @@ class StreamTarget(Target):
         from timezero._native.mover import Sink
 
         return Sink.stream(1)
+
+
+@contextmanager
+def telling_left(*written: Target) -> Iterator[None]:
+    """Adds to what ends a job before its end what it leaves behind."""
+    try:
+        yield
+    except (TimezeroError, KeyboardInterrupt) as stop:
+        left = [text for target in written if (text := target.left()) is not None]
+        if left:
+            more = [f"and {len(left) - 1} more likewise"] if len(left) > 1 else []
+            stop.args = ("; ".join([str(stop) or "interrupted", left[0], *more]),)
+        raise
 
 
 def check_apart(path: str, what: str, sources: Iterable[tuple[str, str, Identity]]) -> None:
@@ -215,10 +194,12 @@ def _nearest(path: str) -> str:
     return path
 
 
-def check_target(path: str, *, force: bool) -> None:
+def check_target(path: str, *, force: bool, salvage: bool = False) -> None:
     """Refuse a target that can never be written, before anything is prepared. Raises TimezeroError, UsageError."""
     if path == STREAM:
         return
+    if salvage and not force and os.path.lexists(path + DAMAGED_SUFFIX):
+        raise TimezeroError(f"{path}{DAMAGED_SUFFIX}: exists already: replace it with --force, or name another target")
     if not path:
         raise UsageError("the target has no name")
     try:
@@ -240,11 +221,23 @@ def check_target(path: str, *, force: bool) -> None:
         raise TimezeroError(f"{path}: neither a file nor a block device: write to `-` and redirect standard output")
 
 
-def open_target(path: str, size: int, *, force: bool) -> Target:
-    """Open a target for `size` bytes. Raises TimezeroError, UsageError."""
+def open_target(
+    path: str, size: int, *, force: bool, delta: bool = False, resume: bool = False, keep: bool = False
+) -> Target:
+    """Open a target for `size` bytes.
+
+    delta: write only what differs from what is there. resume: go on with what an earlier attempt left. keep: with
+    `delta`, leave what is there where the source is damaged. Raises TimezeroError, UsageError, LockedError.
+    """
     check_target(path, force=force)
     if path == STREAM:
+        if delta or resume:
+            raise UsageError("standard output cannot be looked at first: leave out --resume and --delta")
         return StreamTarget()
+    from timezero.jobs import in_place
+
     if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
-        return DeviceTarget(path, size, force=force)
-    return FileTarget(path, size, force=force)
+        return in_place.open_device(path, size, force=force, delta=delta or resume, keep=keep and delta)
+    if delta and os.path.exists(path):
+        return in_place.open_file(path, size, keep=keep)
+    return FileTarget(path, size, force=force, resume=resume)

@@ -1,67 +1,72 @@
-"""verify: read every chunk of recovery points from the packs, and check it against its digest.
+"""verify: read chunks of recovery points from the packs, and check them against their digests.
 
-Indexes and packs are checked as files first: there, of the right length, matching their digest. Then chunks are read
-past the page cache where the file system can, because what lies in memory proves nothing about the disk. All damage
-is reported, not just the first.
+Everything is read past the page cache where the file system can, and what is in the cache is dropped first where it
+cannot: what lies in memory proves nothing about the disk. All damage is reported, chunk by chunk, and what is left of
+each damaged dataset. A sample looks at some chunks and says what that proves.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from timezero.errors import TimezeroError, VerificationError
-from timezero.jobs.batches import batches, packs_used
+from timezero.errors import TimezeroError, UsageError, VerificationError
+from timezero.jobs import damage
+from timezero.jobs.batches import batches, packs_used, stored_chunks
+from timezero.jobs.damage import Damage, Loss
 from timezero.jobs.moving import Moving, Transfer
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.restore import index_source
+from timezero.jobs.sampling import Sample, Sampler
 from timezero.repository import DatasetRecord, RecoveryPoint, Repository
 from timezero.repository.index import ENTRY_BYTES
 
 if TYPE_CHECKING:
     from timezero._native.mover import Source
 
-#: Damaged chunks told one by one of a dataset; a disk that lost more has made its point.
-DAMAGE_LIMIT = 100
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something that is not as it was written.
-
-    dataset: None for a whole recovery point. offset: bytes, None for all of a dataset.
-    """
-
-    point: str
-    dataset: str | None
-    offset: int | None
-    problem: str
+#: Damaged chunks that are told one by one of a dataset; what is lost in all is in its `Loss`.
+DAMAGE_LIMIT = 10_000
 
 
 @dataclass
 class VerifyResult:
-    """What was looked at, and what is damaged. bytes_read: from packs."""
+    """What was looked at, and what is damaged.
+
+    size: bytes of the datasets. bytes_read: from packs. damage: in the order of recovery points and datasets, no more
+    than DAMAGE_LIMIT chunks of each; damage_left_off: how many more there are. losses: what is left of damaged datasets
+    that were looked at whole. sample: of a verification that looked at some chunks only. cached: something was read
+    through the page cache, because its file system has no other way.
+    """
 
     points: list[str] = field(default_factory=list)
     datasets: int = 0
     size: int = 0
     bytes_read: int = 0
     damage: list[Damage] = field(default_factory=list)
+    damage_left_off: int = 0
+    losses: list[Loss] = field(default_factory=list)
+    sample: Sample | None = None
+    cached: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"intact": not self.damage, **dataclasses.asdict(self)}
+        return {
+            "intact": not self.damage,
+            **vars(self),
+            "damage": [each._asdict() for each in self.damage],
+            "losses": [each.to_json() for each in self.losses],
+            "sample": None if self.sample is None else self.sample._asdict(),
+        }
 
     def raise_for_damage(self) -> None:
         """Raises VerificationError when anything is damaged."""
         if self.damage:
-            more = f" (and {len(self.damage) - 1} more)" if len(self.damage) > 1 else ""
+            count = len(self.damage) + self.damage_left_off - 1
+            more = f" (and {count} more)" if count else ""
             raise VerificationError(f"{self.damage[0].problem}{more}: restore what is intact, and make a new backup")
 
 
@@ -69,155 +74,163 @@ def verify(
     repository: str,
     points: Sequence[str] = (),
     *,
+    sample: float | None = None,
+    seed: int | None = None,
     mover: MoverOptions | None = None,
     progress: ProgressCallback | None = None,
 ) -> VerifyResult:
     """Verify recovery points (all when none is named). The result says what is damaged; call `raise_for_damage` on it.
 
-    points: ids, unique prefixes or "latest". Raises UsageError, NoRepositoryError, TimezeroError.
+    points: ids, unique prefixes or "latest". sample: read only so many percent of the stored chunks, chosen at random
+    from `seed` (None: another one each time). Raises UsageError, NoRepositoryError, TimezeroError.
     """
+    if sample is not None and not 0 < sample <= 100:
+        raise UsageError(f"a sample of {sample:g} %: it can be more than 0 and up to 100")
     opened = Repository(repository)
     result = VerifyResult()
     found: list[RecoveryPoint] = []
     for point_id in dict.fromkeys(map(opened.resolve, points)) if points else opened.ids():
         result.points.append(point_id)
         try:
-            found.append(opened.point(point_id))
+            point = opened.point(point_id, salvage=True)
         except VerificationError as error:
             result.damage.append(Damage(point_id, None, None, str(error)))
-    meter = Meter(progress, sum(point.manifest.size for point in found))
+            continue
+        found.append(point)
+        if point.problem is not None:
+            result.damage.append(Damage(point_id, None, None, point.problem))
+    sampler = None
+    if sample is not None:
+        sampler = Sampler(sample, int.from_bytes(os.urandom(4), "big") if seed is None else seed)
+    meter = Meter(progress, int(sum(point.manifest.size for point in found) * (sample or 100) / 100))
     for point in found:
-        _Verification(point, mover or MoverOptions(), meter, result).run()
+        _Verification(point, mover or MoverOptions(), meter, result, sampler).run()
+    if sampler is not None:
+        result.sample = sampler.result()
     return result
 
 
-_Outcome = Transfer | TimezeroError
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Chunks [first, end) of a dataset, with its index entries and the packs that they need."""
+class _Piece(NamedTuple):
+    """Chunks of a dataset. numbers: which ones, None for all; entries: theirs; whole: all of the dataset's."""
 
     record: DatasetRecord
-    entries: bytes
-    packs: Mapping[int, int]
-    first: int
-    end: int
+    whole: bytes
+    index_problem: str | None
+    numbers: Sequence[int] | None
+
+    @property
+    def entries(self) -> bytes:
+        if self.numbers is None:
+            return self.whole
+        index = memoryview(self.whole)
+        return b"".join(index[number * ENTRY_BYTES : (number + 1) * ENTRY_BYTES] for number in self.numbers)
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return min(self.end * self.record.chunk_size, self.record.size) - self.first * self.record.chunk_size
+        """Bytes. Only the last chunk can be short, and it comes last."""
+        if self.numbers is None:
+            return self.record.size
+        if not self.numbers:
+            return 0
+        last = min(self.record.chunk_size, self.record.size - self.numbers[-1] * self.record.chunk_size)
+        return (len(self.numbers) - 1) * self.record.chunk_size + last
 
-    def source(self) -> Source:
-        """The mover's. Raises VerificationError."""
-        entries = self.entries[self.first * ENTRY_BYTES : self.end * ENTRY_BYTES]
-        return index_source(self.record, entries, self.packs, size=self.size)
+    def number(self, place: int) -> int:
+        """The number, in the dataset, of a chunk of this piece."""
+        return place if self.numbers is None else self.numbers[place]
 
-    def damaged(self, outcome: _Outcome) -> int | None:
-        """The number of the chunk that the transfer ended at; None when all are intact. Raises other errors."""
-        if isinstance(outcome, TimezeroError):
-            raise outcome
-        error = outcome.error()
-        if error is None:
-            return None
-        offset = int(outcome.report["error_offset"])
-        if abs(int(outcome.report["error"])) not in (errno.EBADMSG, errno.EIO) or not 0 <= offset < self.size:
-            raise error
-        return self.first + offset // self.record.chunk_size
+    def source(self, packs: Mapping[int, int]) -> Source:
+        """The mover's."""
+        entries = self.entries
+        needed = packs_used(entries) & packs.keys()  # each is a descriptor
+        return index_source(self.record, entries, {n: packs[n] for n in needed}, size=self.size, salvage=True)
 
 
 class _Verification:
     """One recovery point's."""
 
-    def __init__(self, point: RecoveryPoint, options: MoverOptions, meter: Meter, result: VerifyResult) -> None:
+    def __init__(
+        self, point: RecoveryPoint, options: MoverOptions, meter: Meter, result: VerifyResult, sampler: Sampler | None
+    ) -> None:
         self._point = point
+        self._places = damage.Places(point.id, point.manifest.packs)
         self._options = options
         self._meter = meter
         self._result = result
-        self._broken: dict[int, str] = {}
+        self._sampler = sampler
+        self._done = 0
 
     def run(self) -> None:
-        with ExitStack() as stack:
-            packs: dict[int, int] = {}
-            for pack in self._point.manifest.packs:
-                try:
-                    packs[pack.number] = fd = self._point.open_pack(pack)
-                except TimezeroError as error:
-                    self._broken[pack.number] = str(error)
-                    continue
-                stack.callback(os.close, fd)
-                # Where direct I/O is not to be had, what is clean in the cache is dropped, so that the disk is read.
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._point.forget_cached()
+        with self._point.open_packs_as_they_are() as (packs, problems):
+            self._result.damage += [
+                Damage(self._point.id, None, None, f"{self._point.id}: {problem}") for problem in problems
+            ]
             for batch in batches(self._point.datasets, 1 + len(packs)):
                 self._batch(batch, packs)
 
     def _batch(self, batch: Sequence[DatasetRecord], packs: Mapping[int, int]) -> None:
-        """Check datasets with one mover. Those that it finds damaged are looked at once more, each on its own."""
-        before = self._result.size
+        """Check datasets with one mover."""
         self._result.datasets += len(batch)
         self._result.size += sum(record.size for record in batch)
-        pieces = [piece for record in batch if (piece := self._piece(record, packs)) is not None]
-        for piece, outcome in zip(pieces, self._move(pieces, before), strict=True):
-            try:
-                self._settle(piece, outcome)
-            except TimezeroError as error:
-                self._damaged(piece.record, None, str(error))
-        self._meter.update(self._result.size)
+        pieces = [piece for record in batch if (piece := self._piece(record)) is not None and piece.size]
+        for piece, outcomes in self._move(pieces, packs):
+            self._settle(piece, outcomes)
+        self._done += sum(piece.size for piece in pieces)
+        self._meter.update(self._done)
 
-    def _piece(self, record: DatasetRecord, packs: Mapping[int, int]) -> _Piece | None:
-        """All chunks of a dataset; None when there are none, or none that can be looked at."""
-        try:
-            entries = self._point.entries(record)
-            used = packs_used(entries)
-            for number in sorted(used - packs.keys()):
-                problem = self._broken.get(number, f"it needs pack {number}, which the manifest does not have")
-                raise VerificationError(f"{record.name}: {problem}")
-        except TimezeroError as error:
-            self._damaged(record, None, str(error))
+    def _piece(self, record: DatasetRecord) -> _Piece | None:
+        """What is to be read of a dataset; None when that is nothing."""
+        entries, problem = self._point.entries_as_they_are(record)
+        if problem is not None:
+            self._damaged(record, f"{record.name}: {problem}")
+            if not entries:
+                self._result.losses.append(damage.nothing_left(self._point.id, record, problem))
+                return None
+        if not entries:
             return None
-        needed = {number: packs[number] for number in used}
-        return _Piece(record, entries, needed, 0, len(entries) // ENTRY_BYTES) if entries else None
+        numbers = None if self._sampler is None else self._sampler.choose(stored_chunks(entries))
+        return _Piece(record, entries, problem, numbers)
 
-    def _settle(self, piece: _Piece, outcome: _Outcome) -> None:
-        """Note what is damaged. A transfer ends at a damaged chunk: what lies before and behind is checked then."""
-        damaged = piece.damaged(outcome)
-        record, ranges, found = piece.record, [(piece.first, piece.end)], 0
-        while ranges:
-            first, end = ranges.pop()
-            if found:  # the first range has been moved already
-                part = dataclasses.replace(piece, first=first, end=end)
-                damaged = part.damaged(self._move([part], self._result.size - record.size)[0])
-            if damaged is None:
-                continue
-            where = damaged * record.chunk_size
-            problem = f"{record.name}: damaged at byte {where}"
-            self._damaged(record, where, f"{problem}: the stored data does not match its digest or cannot be read")
-            found += 1
-            if found >= DAMAGE_LIMIT:
-                self._damaged(record, None, f"{record.name}: {DAMAGE_LIMIT} chunks are damaged, and more may be")
-                return
-            ranges += [(low, high) for low, high in ((damaged + 1, end), (first, damaged)) if low < high]
-
-    def _move(self, pieces: Sequence[_Piece], before: int) -> list[_Outcome]:
-        """Read and check pieces of one chunk size with one mover; how each ended."""
+    def _move(self, pieces: Sequence[_Piece], packs: Mapping[int, int]) -> list[tuple[_Piece, bytes]]:
+        """Read and check pieces of one chunk size with one mover; how their chunks ended."""
         from timezero._native.mover import Sink
 
-        outcomes: list[_Outcome] = []
         if not pieces:
-            return outcomes
+            return []
+        moved: list[tuple[_Piece, Transfer]] = []
         with Moving(self._options, pieces[0].record.chunk_size, [piece.size for piece in pieces]) as machine:
             for piece in pieces:
                 try:
-                    source = piece.source()
+                    source = piece.source(packs)
                 except TimezeroError as error:
-                    outcomes.append(error)
+                    self._damaged(piece.record, str(error))
+                    continue
+                self._result.cached |= not source.direct
+                moved.append((piece, machine.add(piece.record.name, source, Sink.null(), target="")))
+            if moved:
+                machine.run(lambda done: self._meter.update(self._done + done))
+            self._result.bytes_read += sum(int(transfer.report["bytes_read"]) for _, transfer in moved)
+            outcomes = []
+            for piece, transfer in moved:
+                failure = transfer.error()
+                if failure is None:
+                    outcomes.append((piece, machine.outcomes(transfer)))
                 else:
-                    outcomes.append(machine.add(piece.record.name, source, Sink.null(), target=""))
-            if machine.transfers:
-                machine.run(lambda done: self._meter.update(before + done))
-            self._result.bytes_read += sum(int(transfer.report["bytes_read"]) for transfer in machine.transfers)
+                    self._damaged(piece.record, str(failure))
         return outcomes
 
-    def _damaged(self, record: DatasetRecord, offset: int | None, problem: str) -> None:
-        self._result.damage.append(Damage(self._point.id, record.name, offset, f"{self._point.id}: {problem}"))
+    def _settle(self, piece: _Piece, outcomes: bytes) -> None:
+        """Note what is damaged."""
+        found = damage.chunks(outcomes)
+        self._result.damage += [
+            self._places.damage(piece.record, piece.whole, piece.number(place), outcome)
+            for place, outcome in islice(found, DAMAGE_LIMIT)
+        ]
+        self._result.damage_left_off += sum(1 for _ in found)
+        if piece.numbers is None:
+            lost = damage.loss(self._point.id, piece.record, outcomes, piece.index_problem)
+            self._result.losses += [lost] if lost is not None else []
+
+    def _damaged(self, record: DatasetRecord, problem: str) -> None:
+        self._result.damage.append(Damage(self._point.id, record.name, None, f"{self._point.id}: {problem}"))

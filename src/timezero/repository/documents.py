@@ -61,8 +61,8 @@ def load(path: str) -> Fields:
     return parse(read_limited(path, DOCUMENT_MAX_BYTES), path)
 
 
-def read_limited(path: str, limit: int) -> bytes:
-    """The content of a regular file that must not be larger than `limit` bytes."""
+def read_limited(path: str, limit: int, most: int | None = None) -> bytes:
+    """The content of a regular file that must not be larger than `limit` bytes; no more than `most` of it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def read_limited(path: str, limit: int) -> bytes:
         if size > limit:
             raise VerificationError(f"{path}: altered: {size} bytes are more than the {limit} it can have")
         try:
-            return file.read(limit + 1)
+            return file.read(limit + 1 if most is None else most)
         except OSError as error:
             raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -20,6 +20,8 @@ VERSION = 1
 ENTRY_BYTES = 48
 _HEADER = struct.Struct("<8sIIQQ32x")
 HEADER_BYTES = _HEADER.size
+#: Of an entry: offset and pack lie before it, which are the place.
+_LENGTH = slice(12, 16)
 
 CHUNK_MIN = 4096
 CHUNK_MAX = 16 << 20
@@ -85,6 +87,46 @@ def read_gathered(path: str, offset: int, expected: IndexHeader, expected_digest
     finally:
         os.close(fd)
     return _checked(content, f"{path}: at byte {offset}", expected, expected_digest)
+
+
+def read_header(path: str) -> IndexHeader:
+    """The header of an index that is a file of its own, as far as it can be one: of a file of just that size."""
+    content = documents.read_limited(path, HEADER_BYTES + SIZE_MAX // CHUNK_MIN * ENTRY_BYTES, HEADER_BYTES)
+    try:
+        magic, version, chunk_size, size, _ = _HEADER.unpack(content)
+    except struct.error:
+        raise VerificationError(f"{path}: altered or truncated: it has no header") from None
+    header = IndexHeader(chunk_size, size)
+    possible = CHUNK_MIN <= chunk_size <= CHUNK_MAX and not chunk_size & (chunk_size - 1) and size <= SIZE_MAX
+    if (magic, version) != (MAGIC, VERSION) or not possible or os.stat(path).st_size != header.file_bytes:
+        raise VerificationError(f"{path}: altered or truncated: its header does not fit it")
+    return header
+
+
+def read_as_is(path: str, offset: int, expected: IndexHeader) -> bytes:
+    """What is left of the entries of a damaged index: as many as there should be, in their places.
+
+    What is not there, and what claims a place in a pack that another entry claims as well (so one of them belongs
+    elsewhere), is zeros, which are no entry. The rest has lost its digest, but not those of its chunks. Raises
+    TimezeroError when there is nothing to read.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            file.seek(offset + HEADER_BYTES)
+            entries = file.read(expected.chunks * ENTRY_BYTES)
+    except OSError as error:
+        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+    return _without_doubles(entries.ljust(expected.chunks * ENTRY_BYTES, b"\0"))
+
+
+def _without_doubles(entries: bytes) -> bytes:
+    import numpy as np
+
+    table = np.frombuffer(bytearray(entries), dtype=np.uint8).reshape(-1, ENTRY_BYTES)
+    stored = np.flatnonzero(table[:, _LENGTH].any(axis=1))
+    _, which, counts = np.unique(table[stored, : _LENGTH.start], axis=0, return_inverse=True, return_counts=True)
+    table[stored[counts[which.reshape(-1)] > 1]] = 0
+    return table.tobytes()
 
 
 def _checked(content: bytes, path: str, expected: IndexHeader, expected_digest: str) -> bytes:

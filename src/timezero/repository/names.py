@@ -21,6 +21,7 @@ TEMPORARY_PREFIX = ".timezero-"
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4,16}", re.ASCII)
 _PACK = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{4,16})-(\d{4,9})\.pack", re.ASCII)
+_ENCODED = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-+=,.]|\A\.")
 
 #: Longest encoded dataset name, leaving room for a suffix below the 255 bytes that file systems allow.
@@ -84,6 +85,13 @@ def encode_component(name: str) -> str:
     return text
 
 
+def decode_component(text: str) -> str:
+    """The name that encode_component(name) is of; of a long one, which was cut, the encoding itself."""
+    if "~" in text:
+        return text
+    return os.fsdecode(_ENCODED.sub(lambda found: bytes([int(found[1], 16)]), text.encode("ascii", "replace")))
+
+
 def index_file(dataset: str) -> str:
     """The file name of a dataset's index in the directory of its recovery point."""
     return encode_component(dataset) + INDEX_SUFFIX
@@ -92,6 +100,16 @@ def index_file(dataset: str) -> str:
 def temporary_name() -> str:
     """A name of ours that nobody else makes and that may be swept when its maker is gone."""
     return f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}.tmp"
+
+
+def partial_name(name: str) -> str:
+    """Where the file `name` is while it is restored and to be gone on with: a name of ours beside it."""
+    partial = f"{TEMPORARY_PREFIX}{name}.partial"
+    if len(os.fsencode(partial)) > 255:
+        import hashlib
+
+        partial = f"{TEMPORARY_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()}.partial"
+    return partial
 
 
 def is_temporary(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from timezero.errors import TimezeroError, UsageError, VerificationError
 from timezero.repository import documents, index, manifest, names
@@ -18,15 +18,32 @@ _TOLD = 10
 class RecoveryPoint:
     """One committed backup: its manifest, its indexes, its packs. Immutable; several readers may share it."""
 
-    def __init__(self, root: str, point_id: str, repository_id: str) -> None:
-        """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged."""
+    def __init__(self, root: str, point_id: str, repository_id: str, *, salvage: bool = False) -> None:
+        """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged.
+
+        salvage: go by the other files when it is damaged (timezero.repository.rebuilt); `problem` says what is wrong.
+        """
         self.id = point_id
+        self.problem: str | None = None
         self._directory = os.path.join(root, names.POINTS_DIR, point_id)
         self._packs = os.path.join(root, names.PACKS_DIR)
+        self.manifest: Manifest
+        try:
+            self.manifest = self._read_manifest(repository_id)
+        except VerificationError as error:
+            if not salvage:
+                raise
+            from timezero.repository import rebuilt
+
+            self.problem = str(error)
+            self.manifest = rebuilt.manifest(root, point_id, repository_id, self.problem)
+
+    def _read_manifest(self, repository_id: str) -> Manifest:
         fields = documents.load(os.path.join(self._directory, names.MANIFEST_FILE))
-        self.manifest: Manifest = manifest.parse(fields, point_id)
-        if self.manifest.repository != repository_id:
+        found = manifest.parse(fields, self.id)
+        if found.repository != repository_id:
             fields.fail("it belongs to another repository")
+        return found
 
     @property
     def datasets(self) -> tuple[DatasetRecord, ...]:
@@ -66,6 +83,31 @@ class RecoveryPoint:
             return index.read(path, dataset.header, dataset.digest)
         return index.read_gathered(path, dataset.index_offset, dataset.header, dataset.digest)
 
+    def entries_as_they_are(self, dataset: DatasetRecord) -> tuple[bytes, str | None]:
+        """The index entries of a dataset, and what is wrong with them.
+
+        Of an index that is damaged what is left (index.read_as_is), of one that is gone nothing.
+        """
+        try:
+            if self.problem is None:
+                return self.entries(dataset), None
+            problem = "its digest is lost with the manifest"
+        except TimezeroError as error:
+            problem = str(error)
+        path = os.path.join(self._directory, dataset.file)
+        try:
+            return index.read_as_is(path, dataset.index_offset or 0, dataset.header), problem
+        except TimezeroError:
+            return b"", problem
+
+    def forget_cached(self) -> None:
+        """What is read of this recovery point next comes from the disk, as far as the system forgets on request."""
+        with os.scandir(self._directory) as found:
+            paths = [entry.path for entry in found if entry.is_file(follow_symlinks=False)]
+        paths += [os.path.join(self._packs, pack.name) for pack in self.manifest.packs]
+        for path in paths:
+            forget_cached(path)
+
     @contextmanager
     def open_packs(self) -> Iterator[Mapping[int, int]]:
         """{pack number: descriptor} of all packs.
@@ -80,8 +122,31 @@ class RecoveryPoint:
                 packs[pack.number] = fd
             yield packs
 
-    def open_pack(self, pack: PackRecord) -> int:
-        """A descriptor of a pack, which has its full length. Raises VerificationError."""
+    @contextmanager
+    def open_packs_as_they_are(self) -> Iterator[tuple[Mapping[int, int], list[str]]]:
+        """As open_packs, with those of another length, without those that are missing; and what is wrong."""
+        with ExitStack() as stack:
+            packs: dict[int, int] = {}
+            problems: list[str] = []
+            for pack in self.manifest.packs:
+                try:
+                    packs[pack.number] = fd = self.open_pack(pack, any_size=True)
+                except TimezeroError as error:
+                    problems.append(str(error))
+                    continue
+                stack.callback(os.close, fd)
+                if (problem := self._size_problem(pack, fd)) is not None:
+                    problems.append(problem)
+            yield packs, problems
+
+    def _size_problem(self, pack: PackRecord, fd: int) -> str | None:
+        size = os.fstat(fd).st_size
+        if size == pack.bytes:
+            return None
+        return f"{os.path.join(self._packs, pack.name)}: altered or truncated: {size} bytes instead of {pack.bytes}"
+
+    def open_pack(self, pack: PackRecord, *, any_size: bool = False) -> int:
+        """A descriptor of a pack, which has its full length unless `any_size` will do. Raises VerificationError."""
         path = os.path.join(self._packs, pack.name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -89,8 +154,17 @@ class RecoveryPoint:
             raise VerificationError(f"{path}: the pack is missing; {self.id} needs it") from None
         except OSError as error:
             raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
-        size = os.fstat(fd).st_size
-        if size != pack.bytes:
+        if not any_size and (problem := self._size_problem(pack, fd)) is not None:
             os.close(fd)
-            raise VerificationError(f"{path}: altered or truncated: {size} bytes instead of {pack.bytes}")
+            raise VerificationError(problem)
         return fd
+
+
+def forget_cached(path: str) -> None:
+    """Drop what is clean of a file from the page cache, where that is possible."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)

@@ -129,11 +129,14 @@ class Repository:
             raise UsageError(f"{self.path}: {point!r} could be {found[0]} or {found[1]}: write more of it")
         return found[0]
 
-    def point(self, point: str) -> RecoveryPoint:
-        """The recovery point that `point` means. Raises UsageError, VerificationError."""
+    def point(self, point: str, *, salvage: bool = False) -> RecoveryPoint:
+        """The recovery point that `point` means; to `salvage`, even without its manifest.
+
+        Raises UsageError, VerificationError.
+        """
         point_id = self.resolve(point)
         try:
-            return RecoveryPoint(self.path, point_id, self.info.id)
+            return RecoveryPoint(self.path, point_id, self.info.id, salvage=salvage)
         except FileNotFoundError:
             raise UsageError(f"{self.path}: {point_id} was just removed") from None
 
