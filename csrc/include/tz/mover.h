@@ -20,6 +20,10 @@
  *          when the source ends before its size; -EPIPE when a stream's reader went away.
  * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk.
  * Threads  create, add, start, wait, cancel, progress: any one controlling thread.
+ *
+ * An operation on a device that does not answer cannot be taken back, so cancel, wait and destroy may take as long as the
+ * device does. Who knows from tz_mover_waiting that it is not going to answer leaves the mover alone, for the end of the
+ * process.
  */
 #ifndef TZ_MOVER_H
 #define TZ_MOVER_H
@@ -165,6 +169,10 @@ int tz_mover_wait(tz_mover *mover, int64_t timeout_ns); /* 1 all transfers ended
 void tz_mover_cancel(tz_mover *mover);                  /* soon; wait still has to be called */
 void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out);
 uint64_t tz_mover_bytes_done(tz_mover *mover); /* over all transfers */
+
+/* The oldest operation on a device, source or target, that has not ended: since when, in nanoseconds; 0: there is none.
+ * Waiting for the reader of a stream does not count. */
+uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_side *side);
 
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
 int tz_mover_sync(tz_mover *mover, uint32_t transfer);

@@ -61,7 +61,13 @@ class Mover:
         """Bytes of all datasets that are done, holes included."""
     def index(self, transfer: int) -> bytes:
         """The index entries of a finished transfer, as they are stored."""
+    def waiting(self) -> tuple[float, int, str]:
+        """(seconds that the oldest operation on a device waits for it, transfer, "source" or "sink"); 0.0 for none."""
     def sync(self, transfer: int) -> None:
         """Make an image durable. OSError is final."""
-    def close(self) -> None:
-        """Cancel, wait, release everything. Safe to repeat."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Cancel, wait, release everything. Safe to repeat.
+
+        False when a device has not answered within `timeout` seconds: what the mover uses is kept until the process
+        ends.
+        """
