@@ -80,6 +80,8 @@ class Transfer:
             return TimezeroError(f"{self.target}: cannot be written at byte {offset} of {self.source}: {reason}")
         if side == "session":
             return TimezeroError(f"{self.source}: its session broke at byte {offset}: {reason}")
+        if code == errno.ENODATA:
+            reason = "it ends before that: it was made shorter"
         return TimezeroError(f"{self.source}: cannot be read at byte {offset}: {reason}")
 
 

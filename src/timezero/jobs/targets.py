@@ -95,11 +95,16 @@ class FileTarget(Target):
                 raise TimezeroError(f"{self.name}: somebody else changed it while it was written")
             os.fsync(self.fd)
             self._file.publish(replace=self._replace)
-            durable.sync_directory(self._directory)
         except FileExistsError:
             raise TimezeroError(f"{self.name}: was made by somebody else meanwhile: it is left alone") from None
         except OSError as error:
             raise TimezeroError(f"{self.name}: cannot be made durable: {error.strerror}") from error
+        try:
+            durable.sync_directory(self._directory)
+        except OSError as error:
+            raise TimezeroError(
+                f"{self.name}: is there and whole, but its name cannot be made durable: {error.strerror}"
+            ) from error
 
     def discard(self) -> None:
         file, self._file = self._file, None
