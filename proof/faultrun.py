@@ -64,7 +64,14 @@ class Server:
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError(f"timezero serve did not start: {self._log.read_text()}")
+        time.sleep(0.1)  # it has some more a moment after it is ready
         self.idle = self.descriptors()
+
+    def empty(self) -> None:
+        """Zeros all over the volume, below an idle server."""
+        size = self.image.stat().st_size
+        os.truncate(self.image, 0)
+        os.truncate(self.image, size)
 
     def descriptors(self) -> int:
         """How many it has open."""
@@ -124,6 +131,7 @@ class Run:
         """All of it."""
         plan, server = self.plan, self.server
         server.start(plan.size)
+        server.empty()
         fill(self.blockload, server.image, 1, 0, plan.size // 2 // 4096 * 4096)
         load = Load(
             self.blockload, server.nbd, "data", 1, plan.size, self.folder, connections=plan.connections,

@@ -66,7 +66,7 @@ def sessions(served) -> list[dict]:
 
 def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:
     """Its session is punctured and ends; the update goes on when its device does; another volume is served as ever."""
-    before = descriptors(served.process.pid)
+    before = session.status(served.control) and descriptors(served.process.pid)
     repo = tmp_path / "repo"
     job = start("backup", "--repo", repo, "--control", served.control, "--rate", "1M", "mute", env=THREADS)
     with Nbd.connect(served.nbd_socket, "mute") as mute, Nbd.connect(served.nbd_socket, "good") as good:
@@ -89,21 +89,21 @@ def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str,
     after = timezero("backup", "--repo", repo, "--control", served.control, "mute", env=THREADS)
     assert after.code == 0, after.err
     until(lambda: descriptors(served.process.pid) <= before, "descriptors of the session stay")
-    assert "mute punctured (stalled)" in served.stderr() or "(stalled)" in served.stderr()
+    assert "mute punctured (stalled)" in served.stderr()
     assert "its memory is kept until the device of mute answers" in served.stderr()
 
 
 def test_a_file_tier_that_does_not_answer(served, shim: Shim, tmp_path: Path) -> None:
     """The application waits for it once, and no longer than it may."""
     job = start(
-        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--rate", "1M", "--sidefile-memory", "64K",
+        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--rate", "1M", "--sidefile-memory", "512K",
         "--track-size", "4K", "mute", env=THREADS,
     )  # fmt: skip
     with Nbd.connect(served.nbd_socket, "mute") as mute:
         until(lambda: any(part["state"] == "active" for part in sessions(served)), "no session")
         shim.rule(0, WRITE, tmp_path / "tier", delay_us=FOREVER_US, per_million=ALWAYS)
         began = time.monotonic()
-        for track in range(64):
+        for track in range(200):
             mute.write(SIZE - (track + 1) * 4096, b"n" * 4096)
         assert 0.5 < time.monotonic() - began < 10
         assert shim.hits(0) >= 1
