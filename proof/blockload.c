@@ -52,7 +52,7 @@ struct record {
 
 struct options {
     const char *socket, *export, *log, *fill;
-    uint32_t volume, connection, depth, min, max, grain, zero, trim, fua;
+    uint32_t volume, connection, depth, min, max, grain, zero, trim, fua, survive;
     uint64_t from, to, rate, seed;
     double seconds;
 };
@@ -64,6 +64,7 @@ struct flight {
 };
 
 static volatile sig_atomic_t stopping;
+static bool survive, lost; /* the server is going to be killed: its end is ours, and the log is kept */
 static uint32_t crc_table[8][256];
 
 static void die(const char *what)
@@ -183,6 +184,10 @@ static void send_all(int fd, const void *data, size_t length)
 
         if (n < 0 && errno == EINTR)
             continue;
+        if (n <= 0 && survive) {
+            lost = true;
+            return;
+        }
         if (n <= 0)
             die("send");
         p += n;
@@ -199,6 +204,10 @@ static void recv_all(int fd, void *data, size_t length)
 
         if (n < 0 && errno == EINTR)
             continue;
+        if (n <= 0 && survive) {
+            lost = true;
+            return;
+        }
         if (n <= 0) {
             if (n == 0)
                 errno = ECONNRESET;
@@ -330,6 +339,7 @@ static int run(const struct options *o)
 
     if (!buffer || !log || !planned)
         die("memory");
+    survive = o->survive;
     printf("connected\n");
     fflush(stdout);
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
@@ -337,7 +347,7 @@ static int run(const struct options *o)
     until = t0 + (uint64_t)(o->seconds * 1e9);
     for (;;) {
         uint64_t now = now_ns(), due = o->rate ? t0 + count * (1000000000u / o->rate) : now;
-        bool over = stopping || now >= until;
+        bool over = stopping || lost || now >= until;
         struct pollfd p = {.fd = fd, .events = POLLIN};
 
         while (!over && inflight < o->depth && due <= now) {
@@ -365,7 +375,7 @@ static int run(const struct options *o)
             send_request(fd, buffer, &r, i, next_random(&random) % 100 < o->fua);
             due = o->rate ? t0 + count * (1000000000u / o->rate) : now;
         }
-        if (over && inflight == 0)
+        if (lost || (over && inflight == 0))
             break;
         if (now > until + UINT64_C(60000000000)) {
             errno = ETIMEDOUT;
@@ -383,6 +393,8 @@ static int run(const struct options *o)
             uint32_t error;
 
             recv_all(fd, reply, sizeof(reply));
+            if (lost)
+                break;
             memcpy(&cookie, reply + 8, 8);
             memcpy(&error, reply + 4, 4);
             if (memcmp(reply, "\x67\x44\x66\x98", 4) != 0 || cookie >= o->depth || !flights[cookie].busy) {
@@ -402,7 +414,8 @@ static int run(const struct options *o)
     unsigned char disconnect[28] = {0};
 
     memcpy(disconnect, "\x25\x60\x95\x13\0\0\0\2", 8);
-    send_all(fd, disconnect, 28);
+    if (!lost)
+        send_all(fd, disconnect, 28);
     close(fd);
 
     if (o->log) {
@@ -431,7 +444,7 @@ int main(int argc, char **argv)
         {"volume", 1, 0, 'v'}, {"connection", 1, 0, 'c'}, {"depth", 1, 0, 'd'}, {"min", 1, 0, 'm'},
         {"max", 1, 0, 'M'},    {"grain", 1, 0, 'g'},  {"zero", 1, 0, 'z'},    {"trim", 1, 0, 't'},
         {"fua", 1, 0, 'u'},    {"from", 1, 0, 'f'},   {"to", 1, 0, 'T'},      {"rate", 1, 0, 'r'},
-        {"seed", 1, 0, 'S'},   {"seconds", 1, 0, 'n'}, {0, 0, 0, 0},
+        {"seed", 1, 0, 'S'},   {"seconds", 1, 0, 'n'}, {"survive", 1, 0, 'k'}, {0, 0, 0, 0},
     };
     int option;
 
@@ -456,6 +469,7 @@ int main(int argc, char **argv)
         case 'T': o.to = number; break;
         case 'r': o.rate = number; break;
         case 'S': o.seed = number; break;
+        case 'k': o.survive = (uint32_t)number; break;
         case 'n': o.seconds = strtod(optarg, NULL); break;
         default: return 2;
         }

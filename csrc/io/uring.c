@@ -32,6 +32,10 @@
 /* Block ioctls have no request of their own; they are few. */
 #define HELPERS 4
 
+/* Threads of the kernel for requests that would block (network and user-space file systems). Its own bound is four a
+ * CPU: so few requests to a device that does not answer would keep those of all other files from being served. */
+#define KERNEL_WORKERS 512
+
 /* user_data that is not an op */
 #define DATA_IGNORE 0
 #define DATA_WAKE   1
@@ -284,9 +288,14 @@ static void uring_cancel(tz_io *io, tz_io_op *op)
 static int uring_start(tz_io *io)
 {
     const uring *u = tz_container_of(io, uring, io);
+    uint32_t limits[2] = {KERNEL_WORKERS, 0};
 
     /* The shared liburing 2.3 declares io_uring_enable_rings and does not export it. */
-    return syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0 ? -errno : 0;
+    if (syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+        return -errno;
+    /* Where it cannot be had, the kernel's own bound holds. */
+    (void)syscall(__NR_io_uring_register, u->ring.ring_fd, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2);
+    return 0;
 }
 
 static void uring_destroy(tz_io *io)

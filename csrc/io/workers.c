@@ -4,6 +4,9 @@
  *
  *   submit ─▶ in the queue, untaken ─▶ taken by a worker: calls, judges ─▶ inbox (the owner is woken)
  *                     └─ cancel ─▶ the caller's again        (cancel: too late, the result decides)
+ *
+ * There is a queue for each file (descriptors that share one share its limit): free workers go round the queues, and pass
+ * over those whose limit of workers is busy.
  */
 #include "workers.h"
 
@@ -13,19 +16,59 @@
 
 #include "transfer.h"
 
+#define QUEUES        64
+#define WORKERS_FILES 8
+
+typedef struct queue {
+    tz_op_list ops;
+    uint32_t queued, running;
+} queue;
+
 struct tz_workers {
     tz_inbox *inbox;
-    uint32_t limit;
+    uint32_t limit; /* a queue */
+    uint32_t most;
     pthread_mutex_t lock;
     /* Under the lock. */
     pthread_cond_t work;
-    tz_op_list queue;
-    uint32_t queued, idle;
+    queue queues[QUEUES];
+    uint32_t turn; /* queue to be looked at first */
+    uint32_t idle; /* waiting, and not called */
+    uint32_t calls; /* of idle workers that have not heard it yet */
     bool stop;
     /* The owner's. */
     uint32_t started;
     pthread_t threads[];
 };
+
+static queue *queue_of(tz_workers *workers, const tz_io_op *op)
+{
+    return &workers->queues[(unsigned)op->fd % QUEUES];
+}
+
+static bool may_start(const tz_workers *workers, const queue *q)
+{
+    return q->ops.head && q->running < workers->limit;
+}
+
+/* Under the lock: an op whose queue may have one more worker, or NULL. */
+static tz_io_op *take(tz_workers *workers)
+{
+    for (uint32_t i = 0; i < QUEUES; i++) {
+        queue *q = &workers->queues[(workers->turn + i) % QUEUES];
+        tz_io_op *op;
+
+        if (!may_start(workers, q))
+            continue;
+        op = tz_op_list_pop(&q->ops);
+        op->engine.word[TZ_WORD_UNTAKEN] = false;
+        q->queued--;
+        q->running++;
+        workers->turn = (workers->turn + i + 1) % QUEUES;
+        return op;
+    }
+    return NULL;
+}
 
 static void *work(void *argument)
 {
@@ -34,19 +77,21 @@ static void *work(void *argument)
 
     pthread_mutex_lock(&workers->lock);
     for (;;) {
-        while (!(op = tz_op_list_pop(&workers->queue)) && !workers->stop) {
+        while (!(op = take(workers)) && !workers->stop) {
             workers->idle++;
-            pthread_cond_wait(&workers->work, &workers->lock);
-            workers->idle--;
+            while (!workers->calls && !workers->stop)
+                pthread_cond_wait(&workers->work, &workers->lock);
+            workers->calls -= workers->calls > 0;
         }
         if (!op)
             break;
-        workers->queued--;
-        op->engine.word[TZ_WORD_UNTAKEN] = false;
+        queue *q = queue_of(workers, op);
+
         pthread_mutex_unlock(&workers->lock);
         op->engine.result = tz_transfer_blocking(op);
         tz_inbox_complete(workers->inbox, op);
         pthread_mutex_lock(&workers->lock);
+        q->running--;
     }
     pthread_mutex_unlock(&workers->lock);
     return NULL;
@@ -54,12 +99,13 @@ static void *work(void *argument)
 
 int tz_workers_create(tz_workers **out, tz_inbox *inbox, uint32_t limit)
 {
-    tz_workers *workers = calloc(1, sizeof(*workers) + limit * sizeof(pthread_t));
+    tz_workers *workers = calloc(1, sizeof(*workers) + limit * WORKERS_FILES * sizeof(pthread_t));
 
     if (!workers)
         return -ENOMEM;
     workers->inbox = inbox;
     workers->limit = limit;
+    workers->most = limit * WORKERS_FILES;
     pthread_mutex_init(&workers->lock, NULL);
     pthread_cond_init(&workers->work, NULL);
     *out = workers;
@@ -71,7 +117,8 @@ void tz_workers_destroy(tz_workers *workers)
     if (!workers)
         return;
     pthread_mutex_lock(&workers->lock);
-    assert(!workers->queue.head);
+    for (uint32_t i = 0; i < QUEUES; i++)
+        assert(!workers->queues[i].ops.head);
     workers->stop = true;
     pthread_cond_broadcast(&workers->work);
     pthread_mutex_unlock(&workers->lock);
@@ -99,17 +146,25 @@ static bool start_one(tz_workers *workers)
 
 void tz_workers_submit(tz_workers *workers, tz_io_op *op)
 {
-    bool enough;
+    queue *q = queue_of(workers, op);
+    bool served;
 
     tz_op_set_state(op, TZ_OP_WORKER);
     pthread_mutex_lock(&workers->lock);
     op->engine.word[TZ_WORD_UNTAKEN] = true;
-    tz_op_list_push(&workers->queue, op);
-    enough = ++workers->queued <= workers->idle;
-    if (workers->idle)
+    tz_op_list_push(&q->ops, op);
+    q->queued++;
+    /* Every op that may start has a worker called or made for it: none waits for one that the op of another file keeps.
+     */
+    served = q->running + q->queued > workers->limit;
+    if (!served && workers->idle) {
+        workers->idle--;
+        workers->calls++;
         pthread_cond_signal(&workers->work);
+        served = true;
+    }
     pthread_mutex_unlock(&workers->lock);
-    if (enough || workers->started == workers->limit || start_one(workers) || workers->started)
+    if (served || workers->started == workers->most || start_one(workers) || workers->started)
         return;
     /* Not a single thread to be had: better late than never. */
     if (tz_workers_cancel(workers, op)) {
@@ -125,8 +180,8 @@ bool tz_workers_cancel(tz_workers *workers, tz_io_op *op)
     pthread_mutex_lock(&workers->lock);
     untaken = op->engine.word[TZ_WORD_UNTAKEN];
     if (untaken) {
-        tz_op_list_remove(&workers->queue, op);
-        workers->queued--;
+        tz_op_list_remove(&queue_of(workers, op)->ops, op);
+        queue_of(workers, op)->queued--;
         op->engine.word[TZ_WORD_UNTAKEN] = false;
     }
     pthread_mutex_unlock(&workers->lock);

@@ -3,6 +3,9 @@
  * A pool of threads that serve file ops with blocking calls and put them into the owner's inbox: all file ops of
  * the threads engine, and what io_uring has no request for (block ioctls).
  *
+ * `limit` threads work for one file: when its device does not answer, they wait there, and the ops of other files get
+ * threads of their own, up to WORKERS_FILES times as many in all.
+ *
  * Errors   an op always gets a result. When no thread can be started at all, the op is served on the spot.
  * Memory   all of it at create, but for the stacks of threads, which start as they are needed.
  * Threads  submit, cancel and destroy: the engine's owner.

@@ -113,6 +113,9 @@ struct tz_chunk {
     /* The operation under way, and how the last one ended. */
     tz_io_op op;
     bool pending;
+    _Atomic uint64_t since_ns;           /* of the operation under way, for onlookers; 0: none that must end by itself */
+    _Atomic(tz_transfer *) waiting;      /* whose */
+    _Atomic uint32_t waiting_side;       /* enum tz_transfer_side */
     bool interruptible; /* may never end by itself: cancelled when the transfer stops */
     bool retried;
     int64_t result;

@@ -253,6 +253,31 @@ const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t number)
     return mover->transfers[number]->outcomes;
 }
 
+uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_side *side)
+{
+    tz_chunk *oldest = NULL;
+    uint64_t since = UINT64_MAX, now = tz_mover_now();
+
+    for (uint32_t i = 0; i < mover->config.workers; i++)
+        for (uint32_t j = 0; j < mover->chunks_each; j++) {
+            tz_chunk *chunk = &mover->workers[i].chunks[j];
+            uint64_t begun = atomic_load_explicit(&chunk->since_ns, memory_order_acquire);
+
+            if (begun && begun < since) {
+                since = begun;
+                oldest = chunk;
+            }
+        }
+    if (!oldest)
+        return 0;
+    *side = (enum tz_transfer_side)atomic_load_explicit(&oldest->waiting_side, memory_order_relaxed);
+    *transfer = 0;
+    for (uint32_t i = 0; i < mover->count; i++)
+        if (mover->transfers[i] == atomic_load_explicit(&oldest->waiting, memory_order_relaxed))
+            *transfer = i;
+    return now > since ? now - since : 1;
+}
+
 int tz_mover_sync(tz_mover *mover, uint32_t number)
 {
     tz_transfer *transfer = mover->transfers[number];

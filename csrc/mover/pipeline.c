@@ -22,17 +22,29 @@
 
 static void advance(tz_chunk *chunk);
 
+/* An operation on a device begins: see tz_mover_waiting. */
+static void begin_wait(tz_chunk *chunk)
+{
+    enum tz_transfer_side side = chunk->state == TZ_CHUNK_STORING ? TZ_SIDE_SINK : TZ_SIDE_SOURCE;
+
+    chunk->pending = true;
+    atomic_store_explicit(&chunk->waiting, chunk->transfer, memory_order_relaxed);
+    atomic_store_explicit(&chunk->waiting_side, side, memory_order_relaxed);
+    atomic_store_explicit(&chunk->since_ns, tz_mover_now(), memory_order_release);
+}
+
 static void op_done(tz_io_op *op, int64_t result)
 {
     tz_chunk *chunk = op->user;
 
     chunk->pending = false;
     chunk->interruptible = false;
+    atomic_store_explicit(&chunk->since_ns, 0, memory_order_relaxed);
     chunk->result = result;
     /* The engine goes on after these by itself; one more try is for a target that says so at length. */
     if (op->opcode == TZ_IO_WRITE && (result == -EINTR || result == -EAGAIN) && !chunk->retried) {
         chunk->retried = true;
-        chunk->pending = true;
+        begin_wait(chunk);
         tz_io_write(chunk->worker->io, op, chunk->again.fd, chunk->again.buffer, chunk->again.length,
                     chunk->again.offset, op_done);
         return;
@@ -42,7 +54,7 @@ static void op_done(tz_io_op *op, int64_t result)
 
 void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
 {
-    chunk->pending = true;
+    begin_wait(chunk);
     chunk->op.user = chunk;
     tz_pace_requested(&chunk->worker->mover->pace);
     tz_io_read(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
@@ -50,7 +62,7 @@ void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_
 
 void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
 {
-    chunk->pending = true;
+    begin_wait(chunk);
     chunk->op = (tz_io_op){.opcode = TZ_IO_READ,
                            .fd = fd,
                            .offset = offset,
@@ -64,7 +76,7 @@ void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
 
 void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
 {
-    chunk->pending = true;
+    begin_wait(chunk);
     chunk->retried = false;
     chunk->again.fd = fd;
     chunk->again.buffer = buffer;
@@ -75,18 +87,25 @@ void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64
     tz_io_write(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
 }
 
-void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)
+static void submit_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)
 {
-    chunk->pending = true;
     chunk->op = (tz_io_op){
         .opcode = opcode, .fd = fd, .offset = offset, .length = length, .arg = arg, .done = op_done, .user = chunk};
     tz_io_submit(chunk->worker->io, &chunk->op);
 }
 
+void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)
+{
+    begin_wait(chunk);
+    submit_range(chunk, opcode, fd, offset, length, arg);
+}
+
+/* A reader may take its time. */
 void tz_chunk_poll(tz_chunk *chunk, int fd, uint32_t events)
 {
+    chunk->pending = true;
     chunk->interruptible = true;
-    tz_chunk_range(chunk, TZ_IO_POLL, fd, 0, 0, events);
+    submit_range(chunk, TZ_IO_POLL, fd, 0, 0, events);
 }
 
 void tz_chunk_materialize(tz_chunk *chunk, uint32_t pad)

@@ -51,6 +51,7 @@ static void end_run(tz_preserve *p)
 
     for (uint32_t i = 0; i < p->count; i++)
         unmark(session->pending, p->first + i);
+    p->until_ns = 0;
     p->next = session->free_preserves;
     session->free_preserves = p;
     session->preserving--;
@@ -110,6 +111,7 @@ static bool save_in_file(tz_preserve *p)
     slot = p->slot - tz_session_header_of(session)->memory_slots;
     tz_io_write(session->volume->io, &p->op, session->file_tier.fd, track_bytes(p, p->saved), p->writing * track,
                 slot << session->track_shift, on_file_written);
+    tz_session_expect(session, p, session->tier_answer_ns);
     return true;
 }
 
@@ -206,6 +208,7 @@ static void start(tz_session *session, uint64_t first, uint64_t count)
             mark(session->pending, first + i);
         tz_io_read(session->volume->io, &p->op, session->volume->file.fd, p->buffer, run_bytes(p),
                    first << session->track_shift, on_image_read);
+        tz_session_expect(session, p, session->volume_answer_ns);
         first += p->count;
         count -= p->count;
     }

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "session_private.h"
 #include "tz/crash.h"
 
@@ -94,7 +95,7 @@ void tz_session_end_check(tz_session *session)
 {
     tz_call *call = session->ending;
 
-    if (!call || session->preserving || session->watching)
+    if (!call || session->preserving || session->watching || session->waiting)
         return;
     session->ending = NULL;
     TZ_CRASH_POINT("session.over");
@@ -127,6 +128,7 @@ void tz_session_end_start(tz_session *session, bool cancel, tz_call *call)
     }
     if (session->watching)
         tz_io_cancel(session->volume->io, &session->watch);
+    tz_session_patience_end(session);
     tz_session_end_check(session);
 }
 
@@ -143,16 +145,56 @@ static void run_end(tz_io_message *message)
     tz_session_end_start(end->session, end->cancel, &end->call);
 }
 
-int tz_session_end(tz_session *session, bool cancel, tz_session_report *out)
+struct withdraw_call {
+    tz_call call;
+    tz_session *session;
+    bool withdrawn;
+};
+
+static void run_withdraw(tz_io_message *message)
+{
+    struct withdraw_call *withdraw = tz_container_of(message, struct withdraw_call, call.message);
+
+    withdraw->withdrawn = withdraw->session->ending != NULL;
+    withdraw->session->ending = NULL;
+    tz_call_answer(&withdraw->call);
+}
+
+/* Nobody waits for the end any more; false when it was quicker. */
+static bool withdraw(tz_session *session)
+{
+    struct withdraw_call withdraw = {.session = session};
+
+    tz_call_init(&withdraw.call, run_withdraw);
+    tz_io_post(session->volume->io, &withdraw.call.message);
+    tz_call_wait(&withdraw.call);
+    return withdraw.withdrawn;
+}
+
+int tz_session_end_within(tz_session *session, bool cancel, uint64_t timeout_ns, tz_session_report *out)
 {
     struct end_call end = {.session = session, .cancel = cancel};
+    uint64_t now = tz_now_ns();
+    int rc = 0;
 
     tz_call_init(&end.call, run_end);
     tz_io_post(session->volume->io, &end.call.message);
-    tz_call_wait(&end.call);
+    if (!tz_call_wait_until(&end.call, now + tz_min_u64(timeout_ns, INT64_MAX - now))) {
+        if (withdraw(session)) {
+            tz_call_fini(&end.call);
+            rc = -ETIMEDOUT;
+        } else {
+            tz_call_wait(&end.call);
+        }
+    }
     if (out)
         tz_session_report_get(session, out);
-    return 0;
+    return rc;
+}
+
+int tz_session_end(tz_session *session, bool cancel, tz_session_report *out)
+{
+    return tz_session_end_within(session, cancel, UINT64_MAX, out);
 }
 
 /* ---- for others ---- */

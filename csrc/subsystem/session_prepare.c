@@ -27,6 +27,11 @@
 #define HIGH_PERCENT 80
 #define MAX_DELAY_US 2000
 
+/* A disk that spins up or retries a sector takes seconds, one that has not answered after half a minute is not going to;
+ * its user waits there anyway. The file tier's disk is one that he has nothing to do with: he waits for it once. */
+#define VOLUME_ANSWER_MS 30000
+#define TIER_ANSWER_MS   5000
+
 /* Sizes of all parts, in bytes; offsets in the private mapping. */
 struct plan {
     tz_session_header header;
@@ -187,6 +192,8 @@ static void cut_private_memory(tz_session *session, const struct plan *plan, con
     session->pending = (uint32_t *)(base + plan->pending);
     if (config->domain)
         session->domain = (uint32_t *)(base + plan->domain);
+    session->preserves = preserves;
+    session->preserves_count = plan->preserves;
     for (uint32_t i = 0; i < plan->preserves; i++) {
         preserves[i].session = session;
         preserves[i].op.user = &preserves[i];
@@ -287,6 +294,9 @@ static tz_session *new_session(tz_volume *volume, const tz_session_config *confi
     session->preserve_tracks = (uint32_t)(plan->buffer_bytes >> plan->header.track_shift);
     session->faults = config->faults;
     session->max_delay_us = config->max_delay_us ? config->max_delay_us : MAX_DELAY_US;
+    session->volume_answer_ns =
+        UINT64_C(1000000) * (config->volume_answer_ms ? config->volume_answer_ms : VOLUME_ANSWER_MS);
+    session->tier_answer_ns = UINT64_C(1000000) * (config->tier_answer_ms ? config->tier_answer_ms : TIER_ANSWER_MS);
     session->owned_fd = session->shared_fd = session->drain_fd = session->domain_fd = -1;
     session->file_tier.fd = session->volume_reader.fd = session->file_reader.fd = -1;
     return session;
@@ -331,7 +341,7 @@ void tz_session_destroy(tz_session *session)
 {
     if (!session)
         return;
-    assert(!session->installed && !session->preserving && !session->watching);
+    assert(!session->installed && !session->preserving && !session->watching && !session->waiting);
     tz_file *files[] = {&session->file_tier, &session->volume_reader, &session->file_reader};
 
     for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)

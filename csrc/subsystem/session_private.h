@@ -26,6 +26,7 @@ struct tz_preserve {
     uint32_t saved;    /* of them, from the first */
     uint32_t writing;  /* tracks on their way to the file tier, */
     uint32_t slot;     /* from this slot on */
+    uint64_t until_ns; /* the operation under way should have ended by then; 0: none is */
     void *buffer;
 };
 
@@ -45,6 +46,9 @@ struct tz_session {
     uint32_t faults;
     uint32_t max_delay_us;
     uint32_t preserve_tracks; /* most tracks one preservation reads */
+    uint64_t volume_answer_ns, tier_answer_ns;
+    tz_preserve *preserves; /* all of them */
+    uint32_t preserves_count;
     int owned_fd, shared_fd, drain_fd, domain_fd;
     tz_file file_tier, volume_reader, file_reader; /* fd -1: none */
     void *private_memory;
@@ -65,11 +69,12 @@ struct tz_session {
     bool starved;  /* somebody waits for a free preservation */
     bool over;     /* ended; nothing may start any more */
     bool watching; /* `watch` is submitted */
+    bool waiting;  /* `patience` is submitted */
     uint32_t preserving;
     tz_preserve *free_preserves;
     uint32_t *saved, *pending;
     tz_sidefile sidefile;
-    tz_io_op watch;
+    tz_io_op watch, patience;
     tz_call *ending; /* who waits for the end */
 };
 
@@ -96,6 +101,10 @@ void tz_session_end_start(tz_session *session, bool cancel, tz_call *call);
 void tz_session_end_check(tz_session *session);
 /* Nanoseconds by which an update that was intercepted now is delayed; 0 below the high mark. */
 uint64_t tz_session_delay_ns(const tz_session *session);
+
+/* session_patience.c, on the volume's thread */
+void tz_session_expect(tz_session *session, tz_preserve *p, uint64_t within_ns); /* an operation of p was submitted */
+void tz_session_patience_end(tz_session *session);
 
 /* preserve.c, on the volume's thread */
 

@@ -68,13 +68,16 @@ class Limits:
     """Admission control: what is over a limit is refused, and nothing that runs is touched.
 
     sessions: on one volume at the same time. memory, file: bytes of all sessions' caps together. connections: NBD
-    clients of one volume.
+    clients of one volume. volume_answer_s, sidefile_answer_s: seconds that an update waits for its before-image to be
+    read, and to be written to the file tier, before the session is punctured for it.
     """
 
     sessions: int = 16
     memory: int = 2 * GIB
     file: int = 64 * GIB
     connections: int = 128
+    volume_answer_s: int = 30
+    sidefile_answer_s: int = 5
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class ServeConfig:
         for item in fields(self.limits):
             if getattr(self.limits, item.name) < 1:
                 raise UsageError(f"limits.{item.name}: must be at least 1")
+            if item.name.endswith("_s") and getattr(self.limits, item.name) > 3600:
+                raise UsageError(f"limits.{item.name}: is more than an hour")
         return replace(self, nbd=self.nbd or (default_nbd(),), control=self.control or default_control())
 
 
@@ -165,7 +170,7 @@ def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
     serve, sidefile, limits = (_table(document, key, key) for key in ("serve", "sidefile", "limits"))
     _known(serve, "serve.", "nbd", "control", "allow_remote", "reactors", "engine", "poll_us", "quiet")
     _known(sidefile, "sidefile.", "memory", "path", "file", "track")
-    _known(limits, "limits.", "sessions", "memory", "file", "connections")
+    _known(limits, "limits.", *(item.name for item in fields(Limits)))
     kinds = {"control": str, "allow_remote": bool, "reactors": int, "engine": str, "poll_us": int, "quiet": bool}
     values = _typed(serve, "serve.", nbd=list, **kinds)
     if "nbd" in values:

@@ -36,6 +36,8 @@ typedef struct tz_session_config {
     uint32_t low_percent;  /* of slots; 0 = 25 */
     uint32_t high_percent; /* of slots; 0 = 80 */
     uint32_t max_delay_us; /* of a writer past the high mark; 0 = 2000 */
+    uint32_t volume_answer_ms; /* longest wait for a before-image's read, then it is punctured; 0 = 30000 */
+    uint32_t tier_answer_ms;   /* the same for its write to the file tier; 0 = 5000 */
     uint32_t faults;       /* tests only */
 } tz_session_config;
 
@@ -74,6 +76,10 @@ void tz_session_report_get(const tz_session *session, tz_session_report *out); /
 /* [any] Takes the session out of its gate and waits until nothing of it is under way; the state becomes ENDED if it
  * was ACTIVE, and the report says so: "intact". `cancel`: it becomes PUNCTURED (reason MOVER) instead. Waiters are judged anew. */
 int tz_session_end(tz_session *session, bool cancel, tz_session_report *out);
+
+/* [any] The same, but waits no longer than `timeout_ns` for what is under way: -ETIMEDOUT says that a disk still owes an
+ * answer. The session is out of its gate and its report final all the same; it is to be ended once more before destroy. */
+int tz_session_end_within(tz_session *session, bool cancel, uint64_t timeout_ns, tz_session_report *out);
 
 /* [any] After end (or never installed). */
 void tz_session_destroy(tz_session *session);

@@ -25,6 +25,10 @@
  * Memory   frames from the buffer space; per transfer an index entry a chunk and a claim bit a chunk, and an outcome
  *          (a byte) a chunk where there are outcomes.
  * Threads  create, add, start, wait, cancel, progress: any one controlling thread.
+ *
+ * An operation on a device that does not answer cannot be taken back, so cancel, wait and destroy may take as long as the
+ * device does. Who knows from tz_mover_waiting that it is not going to answer leaves the mover alone, for the end of the
+ * process.
  */
 #ifndef TZ_MOVER_H
 #define TZ_MOVER_H
@@ -200,6 +204,10 @@ uint64_t tz_mover_bytes_done(tz_mover *mover); /* over all transfers */
 
 /* An outcome (enum tz_outcome) a chunk; NULL for transfers that have none. Final once the transfer has ended. */
 const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer);
+
+/* The oldest operation on a device, source or target, that has not ended: since when, in nanoseconds; 0: there is none.
+ * Waiting for the reader of a stream does not count. */
+uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_side *side);
 
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
 int tz_mover_sync(tz_mover *mover, uint32_t transfer);

@@ -57,6 +57,7 @@ enum tz_puncture_reason {
     TZ_PUNCTURE_PROTOCOL = 4, /* the mover wrote nonsense into shared memory */
     TZ_PUNCTURE_MOVER = 5,    /* the control connection went, or the session was cancelled */
     TZ_PUNCTURE_GATE = 6,     /* the gate had reopened before the session was installed everywhere */
+    TZ_PUNCTURE_STALLED = 7,  /* a before-image was not read, or not saved in the file tier, in time */
 };
 
 /* One live before-image. Written by the gate alone. */

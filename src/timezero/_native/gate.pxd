@@ -82,6 +82,7 @@ cdef extern from "tz/session_layout.h" nogil:
         TZ_PUNCTURE_PROTOCOL
         TZ_PUNCTURE_MOVER
         TZ_PUNCTURE_GATE
+        TZ_PUNCTURE_STALLED
 
 
 cdef extern from "tz/gate.h" nogil:
@@ -100,6 +101,8 @@ cdef extern from "tz/gate.h" nogil:
         uint32_t low_percent
         uint32_t high_percent
         uint32_t max_delay_us
+        uint32_t volume_answer_ms
+        uint32_t tier_answer_ms
         uint32_t faults
 
     ctypedef struct tz_session_handles:
@@ -141,7 +144,8 @@ cdef extern from "tz/gate.h" nogil:
     int tz_session_set_domain(tz_session *session)
     bint tz_session_lacks_domain(const tz_session *session)
     void tz_session_report_get(const tz_session *session, tz_session_report *out)
-    int tz_session_end(tz_session *session, bint cancel, tz_session_report *out)
+    int tz_session_end_within(
+        tz_session *session, bint cancel, uint64_t timeout_ns, tz_session_report *out)
     void tz_session_destroy(tz_session *session)
 
     int tz_suspension_create(tz_suspension **out, tz_session *const *sessions, uint32_t count)

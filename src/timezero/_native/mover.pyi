@@ -64,7 +64,13 @@ class Mover:
         """The index entries of a finished transfer, as they are stored."""
     def outcomes(self, transfer: int) -> bytes:
         """How each chunk of a finished transfer ended, enum tz_outcome; empty without a delta or salvage."""
+    def waiting(self) -> tuple[float, int, str]:
+        """(seconds that the oldest operation on a device waits for it, transfer, "source" or "sink"); 0.0 for none."""
     def sync(self, transfer: int) -> None:
         """Make an image durable. OSError is final."""
-    def close(self) -> None:
-        """Cancel, wait, release everything. Safe to repeat."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Cancel, wait, release everything. Safe to repeat.
+
+        False when a device has not answered within `timeout` seconds: what the mover uses is kept until the process
+        ends.
+        """

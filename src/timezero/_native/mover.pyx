@@ -8,6 +8,7 @@ A buffer space that movers still use is given back with the last of them, so clo
 import errno
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
@@ -198,6 +199,13 @@ cdef class Mover:
             raise BlockingIOError(errno.EBUSY, "the transfer has not ended")
         return PyBytes_FromStringAndSize(<const char *>found, report["chunks"])
 
+    def waiting(self):
+        cdef uint32_t number = 0
+        cdef tz_transfer_side side = TZ_SIDE_NONE
+        self.alive()
+        ns = tz_mover_waiting(self.ptr, &number, &side)
+        return ns / 1e9, number, _SIDES[side]
+
     def sync(self, transfer):
         cdef uint32_t number = self.number(transfer)
         cdef int result
@@ -205,10 +213,15 @@ cdef class Mover:
             result = tz_mover_sync(self.ptr, number)
         check(result, "make the target durable")
 
-    def close(self):
+    def close(self, timeout=None):
         cdef tz_mover *ptr = self.ptr
         if ptr is NULL:
-            return
+            return True
+        if timeout is not None:
+            self.cancel()
+            if not self.wait(timeout):
+                Py_INCREF(self)  # for good: the kernel may still write to its frames, and its threads use it
+                return False
         self.ptr = NULL
         with nogil:
             tz_mover_destroy(ptr)
@@ -216,3 +229,4 @@ cdef class Mover:
         self.space = None
         for _, sink in self.transfers:
             (<SinkType>sink).release()
+        return True

@@ -11,12 +11,13 @@ cdef class Session(Handle):
 
     def __init__(self, Volume volume not None, *, uint64_t track_size, uint64_t memory_bytes, int file_fd=-1,
                  uint64_t file_bytes=0, bint domain=False, unsigned low_percent=0, unsigned high_percent=0,
-                 unsigned max_delay_us=0, unsigned faults=0):
+                 unsigned max_delay_us=0, unsigned volume_answer_ms=0, unsigned tier_answer_ms=0, unsigned faults=0):
         if self.session is not NULL:
             raise RuntimeError("a Session is prepared once")
         cdef tz_session_config config = tz_session_config(
             track_size=track_size, memory_bytes=memory_bytes, file_bytes=file_bytes, file_fd=file_fd, domain=domain,
-            low_percent=low_percent, high_percent=high_percent, max_delay_us=max_delay_us, faults=faults)
+            low_percent=low_percent, high_percent=high_percent, max_delay_us=max_delay_us,
+            volume_answer_ms=volume_answer_ms, tier_answer_ms=tier_answer_ms, faults=faults)
         cdef int result
         volume.enter()
         try:
@@ -30,7 +31,8 @@ cdef class Session(Handle):
 
     def __dealloc__(self):
         if self.session is not NULL and not self.closed:
-            self._free()
+            # What a disk still owes keeps the session's memory: better a leak than memory freed under the kernel.
+            self._free(<uint64_t>(_CLOSE_TIMEOUT * 1e9))
 
     @property
     def volume(self):
@@ -72,8 +74,9 @@ cdef class Session(Handle):
         finally:
             self.leave()
 
-    def end(self, *, bint cancel=False):
+    def end(self, *, bint cancel=False, timeout=None):
         cdef tz_session_report report
+        cdef uint64_t timeout_ns = nanoseconds(timeout)
         if self.final is not None:
             return dict(self.final)
         if self.dependents or self.ending:
@@ -82,23 +85,34 @@ cdef class Session(Handle):
         self.ending = True
         try:
             with nogil:
-                tz_session_end(self.session, cancel, &report)
+                tz_session_end_within(self.session, cancel, timeout_ns, &report)
             self.final = report_dict(&report)
             return dict(self.final)
         finally:
             self.ending = False
             self.leave()
 
-    def close(self):
-        if self.shut("suspension"):
-            self._free()
+    def close(self, timeout=None):
+        cdef uint64_t timeout_ns = nanoseconds(timeout)
+        if self.shut("suspension") and not self._free(timeout_ns):
+            self.closed = False
+        return bool(self.closed)
 
-    cdef void _free(self) noexcept:
+    cdef bint _free(self, uint64_t timeout_ns) noexcept:
+        cdef int result
         with nogil:
-            tz_session_end(self.session, True, NULL)
-            tz_session_destroy(self.session)
+            result = tz_session_end_within(self.session, True, timeout_ns, NULL)
+            if result == 0:
+                tz_session_destroy(self.session)
+        if result < 0:
+            return False
         self.session = NULL
         self._volume.dependents -= 1
+        return True
+
+
+cdef uint64_t nanoseconds(timeout) except? 0:
+    return <uint64_t>-1 if timeout is None else <uint64_t>(max(timeout, 0.0) * 1e9)
 
 
 cdef dict report_dict(const tz_session_report *report):

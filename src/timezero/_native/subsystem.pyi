@@ -84,7 +84,9 @@ class Session:
     """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
 
     track_size: bytes. memory_bytes: cap of all memory it takes, tables included. file_bytes: cap of the file tier.
-    file_fd: the file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the
+    volume_answer_ms, tier_answer_ms: longest
+    wait for a before-image's read and its write to the file tier, 0 for 30 and 5 s; then it is punctured. file_fd: the
+    file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the
     session, instead of the whole volume. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file
     tier's disk cannot hold its cap), ENOMEM.
     """
@@ -101,6 +103,8 @@ class Session:
         low_percent: int = 0,
         high_percent: int = 0,
         max_delay_us: int = 0,
+        volume_answer_ms: int = 0,
+        tier_answer_ms: int = 0,
         faults: int = 0,
     ) -> None: ...
     @property
@@ -123,17 +127,19 @@ class Session:
         """Fields of tz_session_report.
 
         state: "prepared", "active", "punctured", "ended". puncture: "none", "cap", "read", "sidefile", "protocol",
-        "mover", "gate".
+        "mover", "gate", "stalled".
         """
-    def end(self, *, cancel: bool = False) -> dict[str, int | str]:
+    def end(self, *, cancel: bool = False, timeout: float | None = None) -> dict[str, int | str]:
         """Take the session out of its gate; the final report. state "ended" means intact. Safe to repeat.
 
-        Raises RuntimeError while it takes part in a suspension.
+        timeout: seconds to wait for disks that still owe it an answer; the report is final all the same. Raises
+        RuntimeError while it takes part in a suspension.
         """
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> bool:
         """End when needed (as cancelled), free memory and descriptors. Safe to repeat.
 
-        Raises RuntimeError while it takes part in a suspension.
+        False, and nothing is freed, when a disk still owes it an answer after `timeout` seconds: call it again. Raises
+        RuntimeError while it takes part in a suspension.
         """
 
 class Suspension:

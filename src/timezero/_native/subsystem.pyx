@@ -29,6 +29,7 @@ cdef dict STATES = {
 cdef dict PUNCTURES = {
     TZ_PUNCTURE_NONE: "none", TZ_PUNCTURE_CAP: "cap", TZ_PUNCTURE_READ: "read", TZ_PUNCTURE_SIDEFILE: "sidefile",
     TZ_PUNCTURE_PROTOCOL: "protocol", TZ_PUNCTURE_MOVER: "mover", TZ_PUNCTURE_GATE: "gate",
+    TZ_PUNCTURE_STALLED: "stalled",
 }
 
 _CLOSE_TIMEOUT = 30.0  # seconds for issued requests of a volume to complete

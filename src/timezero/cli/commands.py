@@ -39,6 +39,7 @@ def _mover(options: Any) -> MoverOptions:
         rate=options.rate,
         mode=options.mode,
         engine=engine_from_environment(),
+        device_deadline_s=options.device_deadline / 1e6,
     )
     made.check()
     return made

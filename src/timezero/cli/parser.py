@@ -129,6 +129,10 @@ def _mover(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("opportunistic", "fixed"), default="opportunistic",
         help="give way to the application's load, or do not (default: %(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--device-deadline", type=_duration, default="60s", metavar="TIME",
+        help="longest wait for a device to answer one request (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _session(parser: argparse.ArgumentParser) -> None:

@@ -131,7 +131,7 @@ class Server:
                 self._begin(channel, peer)
                 return
             channel.send(_error(None, refusal), timeout=SEND_TIMEOUT)
-        except (OSError, Disconnected):
+        except (OSError, Disconnected, TimeoutError, MemoryError):
             pass
         channel.close()
 
@@ -142,18 +142,27 @@ class Server:
                 channel.close()
                 return
             self._connections[thread] = channel
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError):  # no thread to be had: this client's bad luck, not the server's end
+                del self._connections[thread]
+                channel.close()
+                self._log("control: a connection was refused: no thread can be started")
 
     def _serve(self, channel: Channel, peer: Peer) -> None:
-        handler = self._handler(peer)
+        handler: Handler | None = None
         try:
+            handler = self._handler(peer)
             while self._serve_one(channel, handler):
                 pass
         except (Disconnected, TimeoutError):
             pass
+        except Exception as error:  # out of memory, perhaps
+            self._log(f"control: a connection is closed: {error!r}")
         finally:
             try:
-                handler.close()
+                if handler is not None:
+                    handler.close()
             except Exception as error:
                 self._log(f"control: closing a connection: {error!r}")
             with self._lock:

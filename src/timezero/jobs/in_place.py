@@ -71,9 +71,11 @@ class InPlace(Target):
             os.close(fd)
 
     def _blank(self, fd: int) -> None:
-        with suppress(OSError):  # the job has failed and says so; a target that takes no more writes cannot be blanked
-            for offset in {0, max(0, self._size - MIB)}:
+        # The job has failed and says so; what of a target takes no more writes cannot be blanked, but the rest can.
+        for offset in {0, max(0, self._size - MIB)}:
+            with suppress(OSError):
                 os.pwrite(fd, bytes(min(MIB, self._size - offset)), offset)
+        with suppress(OSError):
             os.fsync(fd)
 
 

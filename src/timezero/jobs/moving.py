@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the sources and the user: how long a writer that breaks a lease waits at most.
 _TICK_S = 0.1
 _FATAL = {errno.ESTALE, errno.EPROTO}
+#: Looks in a row at a request that is overdue: after a stop of the process (SIGSTOP) the first ones are of no value.
+_LOOKS = 3
+#: Seconds for what is under way to end, once a device is known not to answer.
+_STALLED_STOP_S = 1.0
 _COUNTS = (
     "chunks",
     "chunks_zero",
@@ -77,6 +81,8 @@ class Transfer:
             return TimezeroError(f"{self.target}: cannot be written at byte {offset} of {self.source}: {reason}")
         if side == "session":
             return TimezeroError(f"{self.source}: its session broke at byte {offset}: {reason}")
+        if code == errno.ENODATA:
+            reason = "it ends before that: it was made shorter"
         return TimezeroError(f"{self.source}: cannot be read at byte {offset}: {reason}")
 
 
@@ -101,6 +107,8 @@ class Moving:
 
         options.check()
         self.transfers: list[Transfer] = []
+        self._deadline_s = options.device_deadline_s
+        self._overdue = 0
         try:
             self._space = BufferSpace(chunk_size, options.frames(chunk_size, sizes), ready=options.frames_ready())
         except OSError as error:
@@ -147,10 +155,25 @@ class Moving:
         except OSError as error:
             raise TimezeroError(f"the data mover cannot start: {error.strerror}: see `timezero doctor`") from error
         while not self._mover.wait(_TICK_S):
+            self._check_devices()
             watch(self.bytes_done())
         for transfer in self.transfers:
             transfer.report = self._mover.report(transfer.number)
         watch(self.bytes_done())
+
+    def _check_devices(self) -> None:
+        seconds, number, side = self._mover.waiting()
+        if seconds <= self._deadline_s:
+            self._overdue = 0
+            return
+        self._overdue += 1
+        if self._overdue >= _LOOKS:
+            transfer = next(transfer for transfer in self.transfers if transfer.number == number)
+            name = transfer.target if side == "sink" else transfer.source
+            raise TimezeroError(
+                f"{name}: its device has not answered for {seconds:.0f} s, nothing was committed: look after it, or give "
+                "it longer with --device-deadline"
+            )
 
     def bytes_done(self) -> int:
         """Bytes of the datasets that are done, holes included."""
@@ -172,9 +195,12 @@ class Moving:
             raise TimezeroError(f"{transfer.target}: cannot be made durable: {error.strerror}") from error
 
     def stop(self) -> None:
-        """Cancel what still runs, wait for it, free the buffer space. Safe to repeat."""
-        self._mover.close()
-        self._space.close()
+        """Cancel what still runs, wait for it, free the buffer space. Safe to repeat.
+
+        What a device does not give back within the deadline is left to the end of the process.
+        """
+        if self._mover.close(_STALLED_STOP_S if self._overdue >= _LOOKS else self._deadline_s):
+            self._space.close()
 
     def __enter__(self) -> Moving:
         return self

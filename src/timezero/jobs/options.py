@@ -28,6 +28,7 @@ class MoverOptions(NamedTuple):
     buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker (0: as
     many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit.
     mode: "opportunistic" gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
+    device_deadline_s: seconds for a device, of source or target, to answer one request, then the job fails.
     """
 
     buffer_bytes: int = 32 * MIB
@@ -36,6 +37,7 @@ class MoverOptions(NamedTuple):
     rate: int = 0
     mode: str = "opportunistic"
     engine: str = ""
+    device_deadline_s: float = 60.0
 
     def frames(self, chunk_size: int, sizes: Iterable[int]) -> int:
         """Frames of the buffer space for datasets of these sizes; raises UsageError when it has no room for two.
@@ -67,6 +69,8 @@ class MoverOptions(NamedTuple):
         ):
             if not 0 <= value <= limit:
                 raise UsageError(f"{name} {value} is out of range: 0 to {limit}")
+        if not self.device_deadline_s > 0:
+            raise UsageError("a device deadline of 0 leaves no time to answer")
 
 
 class SessionOptions(NamedTuple):

@@ -121,11 +121,16 @@ class FileTarget(Target):
                 self.name = (self._path if os.path.islink(self.name) else self.name) + DAMAGED_SUFFIX
             self._file.publish(replace=self._replace)
             crash_point("target.named")
-            durable.sync_directory(self._directory)
         except FileExistsError:
             raise TimezeroError(f"{self.name}: was made by somebody else meanwhile: it is left alone") from None
         except OSError as error:
             raise TimezeroError(f"{self.name}: cannot be made durable: {error.strerror}") from error
+        try:
+            durable.sync_directory(self._directory)
+        except OSError as error:
+            raise TimezeroError(
+                f"{self.name}: is there and whole, but its name cannot be made durable: {error.strerror}"
+            ) from error
 
     def discard(self) -> None:
         file, self._file = self._file, None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from timezero._crash import crash_point
 from timezero.repository import names
@@ -16,11 +17,23 @@ from timezero.repository import names
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An OSError about a descriptor gets the name of what it is open on."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, path) from error
+        raise
+
+
 def sync_directory(path: str) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -29,12 +42,13 @@ def write_new(path: str, *pieces: bytes | memoryview, mode: int = 0o600) -> None
     """Create `path` exclusively with the given content, durable; its directory is the caller's to sync."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        for piece in pieces:
-            rest = memoryview(piece).cast("B")
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-        crash_point("file.written")
-        os.fsync(fd)
+        with naming(path):
+            for piece in pieces:
+                rest = memoryview(piece).cast("B")
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+            crash_point("file.written")
+            os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -57,6 +57,7 @@ class Subsystem:
     def tick(self) -> None:
         """To be called about once a second: tells the log what happened by itself."""
         self._registry.tell_punctures()
+        self._registry.sweep()
 
     def status(self) -> dict[str, Any]:
         """What the control protocol answers to `status`."""

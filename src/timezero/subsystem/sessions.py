@@ -26,6 +26,7 @@ HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_
 Report = dict[str, Any]
 
 _TURN_GRACE = 0.5  # seconds for gates whose deadline passed to have opened
+_END_PATIENCE = 2.0  # seconds at the end of a session for before-images that are being read or saved
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,16 @@ class Group:
 
     def end(self, *, cancel: bool) -> list[Report]:
         """Take every part out of its gate; the final reports. Not when its suspension is under way."""
-        return [{"volume": part.volume, **part.session.end(cancel=cancel)} for part in self.parts]
+        until = time.monotonic() + _END_PATIENCE
+        return [
+            {"volume": part.volume, **part.session.end(cancel=cancel, timeout=until - time.monotonic())}
+            for part in self.parts
+        ]
 
-    def close(self) -> None:
-        for part in self.parts:
-            part.session.close()
+    def close(self) -> bool:
+        """Free what no disk still owes an answer to; true when that is everything."""
+        self.parts = [part for part in self.parts if not part.session.close(0.0)]
+        return not self.parts
 
 
 class Registry:
@@ -89,6 +95,7 @@ class Registry:
         self._log = log
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
+        self._ended: list[Group] = []  # whose memory a disk may still write to
         self._suspension: Turn | None = None
 
     # ---- looking ----
@@ -107,6 +114,11 @@ class Registry:
                 group.punctured = bool(reports)
                 for report in reports:
                     self._log(f"session {group.name}: volume {report['volume']} punctured ({report['puncture']})")
+
+    def sweep(self) -> None:
+        """Free ended sessions whose disks have answered meanwhile."""
+        with self._lock:
+            self._ended = [group for group in self._ended if not group.close()]
 
     # ---- beginning and ending ----
 
@@ -149,6 +161,8 @@ class Registry:
                 file_fd=descriptor,
                 file_bytes=wish.file_bytes,
                 domain=domain,
+                volume_answer_ms=self._limits.volume_answer_s * 1000,
+                tier_answer_ms=self._limits.sidefile_answer_s * 1000,
             )
         except OSError as error:
             if descriptor >= 0:
@@ -164,14 +178,15 @@ class Registry:
             for volume in volumes:
                 if self._count(volume) >= self._limits.sessions:
                     raise RequestError("limit", f"volume {volume} has {self._limits.sessions} sessions already")
-            taken = sum(group.memory for group in self._groups.values())
+            held = [*self._groups.values(), *self._ended]
+            taken = sum(group.memory for group in held)
             if taken + memory > self._limits.memory:
                 raise RequestError(
                     "limit",
                     f"the session needs {memory} bytes of memory, {taken} of {self._limits.memory} are taken; "
                     "ask for less, wait, or raise limits.memory",
                 )
-            if sum(group.file for group in self._groups.values()) + file > self._limits.file:
+            if sum(group.file for group in held) + file > self._limits.file:
                 raise RequestError("limit", f"the file tiers would pass limits.file ({self._limits.file} bytes)")
             group = self._groups[name] = Group(name, volumes, memory, file)
         return group
@@ -192,7 +207,11 @@ class Registry:
     def _forget(self, group: Group) -> None:
         with self._lock:  # a report must not meet a session that is being freed
             self._groups.pop(group.name, None)
-        group.close()
+        if not group.close():
+            volumes = ", ".join(part.volume for part in group.parts)
+            self._log(f"session {group.name}: its memory is kept until the device of {volumes} answers")
+            with self._lock:
+                self._ended.append(group)
 
     # ---- suspension ----
 

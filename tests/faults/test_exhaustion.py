@@ -1,0 +1,199 @@
+"""Descriptors, memory, threads and file sizes that run out: one clear line for whoever asked, and the server lives on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from proof.nbd import Nbd
+from tests.command import COMMAND, Outcome, environment, timezero
+from tests.faults.conftest import descriptors, told, until
+from timezero import session
+from timezero.repository import Repository
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.img"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+def limited(kind: int, most: int, *words: object) -> Outcome:
+    """A command under a resource limit."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, words)], capture_output=True, env=environment(), timeout=60, check=False,
+        preexec_fn=lambda: resource.setrlimit(kind, (most, most)),
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr.decode())
+
+
+def test_a_server_out_of_descriptors(serve: Callable, source: Path, tmp_path: Path) -> None:
+    served = serve({"data": source})
+    pid = served.process.pid
+    before = descriptors(pid)
+    control = session.prepare(served.control, ["data"], memory_bytes=MIB)  # its connection is there already
+    held = descriptors(pid)
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (held + 6, hard))
+    with ExitStack() as stack, control:
+        clients = []
+        for _ in range(40):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(5)
+            client.connect(served.nbd_socket)
+            clients.append(client)
+        until(lambda: descriptors(pid) >= held + 6, "it is not at its limit")
+        first = control.report()  # who is there is served
+        assert first[0]["state"] == "prepared"
+        for client in clients:
+            client.close()
+        until(lambda: descriptors(pid) <= held + 1, "descriptors of clients that have gone stay")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (held + 3, hard))
+        outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
+        assert outcome.code == 1
+        told(outcome.err, "data", "Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    until(lambda: descriptors(pid) <= before, "descriptors stay")
+    outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
+    assert outcome.code == 0, outcome.err
+    with Nbd.connect(served.nbd_socket, "data") as client:
+        client.write(0, b"x" * 4096)
+
+
+def test_a_server_out_of_memory(serve: Callable, source: Path, tmp_path: Path) -> None:
+    """No thread can be started for a new client, no memory be had for a session: they are refused, and it goes on."""
+    served = serve({"data": source})
+    pid = served.process.pid
+    with Nbd.connect(served.nbd_socket, "data") as good:
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
+        before = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + MIB, before[1]))
+        for path in (served.nbd_socket, served.control):
+            for _ in range(5):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(10)
+                    client.connect(path)
+                    data = client.recv(100)
+                    assert data in (b"",) or data.startswith((b"NBDMAGIC", b"{"))
+        good.write(0, b"x" * 4096)
+        outcome = timezero("status", "--control", served.control)
+        if outcome.code:
+            told(outcome.err, served.control)
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + 64 * MIB, before[1]))
+        outcome = timezero(
+            "backup", "--repo", tmp_path / "repo", "--control", served.control, "--sidefile-memory", "512M", "data"
+        )  # fmt: skip
+        assert outcome.code == 1
+        told(outcome.err, "data", "emory")
+        assert session.status(served.control)["sessions"] == []
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        assert good.read(0, 4096) == b"x" * 4096
+    assert "Traceback" not in served.stderr()
+    outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("most", [64, 128, 200, 300])
+def test_a_mover_out_of_memory(serve: Callable, source: Path, tmp_path: Path, most: int) -> None:
+    """Wherever it runs out: one line, nothing left, and the session is over."""
+    served = serve({"data": source})
+    outcome = limited(
+        resource.RLIMIT_AS, most * MIB, "backup", "--repo", tmp_path / "repo", "--control", served.control,
+        "--buffer", "1G", "--chunk-size", "16M", "data",
+    )  # fmt: skip
+    if outcome.code:
+        assert outcome.code == 1, outcome.err
+        told(outcome.err)
+        assert not list(tmp_path.glob("repo/recovery-points/*"))
+    until(lambda: session.status(served.control)["sessions"] == [], "the session stays")
+
+
+@pytest.mark.parametrize("most", [4, 6, 8, 10, 12, 14, 16, 18, 20, 24])
+def test_a_mover_out_of_descriptors(serve: Callable, source: Path, tmp_path: Path, most: int) -> None:
+    served = serve({"data": source})
+    before = descriptors(served.process.pid)
+    outcome = limited(
+        resource.RLIMIT_NOFILE, most, "backup", "--repo", tmp_path / "repo", "--control", served.control, "data"
+    )
+    if outcome.code:
+        assert outcome.code == 1, outcome.err
+        told(outcome.err)
+    if (tmp_path / "repo" / "repository.json").exists():
+        assert len(Repository(str(tmp_path / "repo")).ids()) == (outcome.code == 0)
+    until(lambda: descriptors(served.process.pid) <= before, "descriptors of the server stay")
+
+
+@pytest.mark.parametrize("engine", ["uring", "threads"])
+def test_a_file_that_may_not_grow(source: Path, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RLIMIT_FSIZE: EFBIG, and not the signal that ends a process."""
+    monkeypatch.setattr("tests.faults.test_exhaustion.environment", lambda: environment(TIMEZERO_IO=engine))
+    for words in (["backup", "--repo", tmp_path / "repo", source], ["copy", source, tmp_path / "copy.img"]):
+        outcome = limited(resource.RLIMIT_FSIZE, 2 * MIB, *words)
+        assert outcome.code == 1, outcome
+        told(outcome.err, "File too large")
+    assert Repository(str(tmp_path / "repo")).ids() == []
+    assert not (tmp_path / "copy.img").exists()
+
+
+# ---- standard output ----
+
+
+def test_a_reader_that_goes_away(source: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "copy", str(source), "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    assert process.stdout and process.stderr
+    process.stdout.read(100)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(60) == 1
+    told(err, "standard output: cannot be written", "Broken pipe")
+
+
+def test_a_reader_that_does_not_read(serve: Callable, source: Path, tmp_path: Path) -> None:
+    """It holds up the job, which can be interrupted, and nobody else."""
+    served = serve({"data": source})
+    process = subprocess.Popen(
+        [*COMMAND, "copy", "--control", served.control, "data", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment(),
+    )  # fmt: skip
+    until(lambda: session.status(served.control)["sessions"], "no session")
+    with Nbd.connect(served.nbd_socket, "data") as client:
+        client._socket.settimeout(10)
+        for at in range(0, SIZE, 65536):
+            client.write(at, b"x" * 4096)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr and process.stdout
+    err = process.stderr.read().decode()
+    assert process.wait(60) == 130
+    told(err, "interrupted")
+    process.stdout.close()
+    until(lambda: session.status(served.control)["sessions"] == [], "the session stays")
+
+
+def test_a_full_disk_for_the_answer(source: Path, tmp_path: Path) -> None:
+    """The backup is there; that it cannot be told is told."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "backup", "--repo", str(tmp_path / "repo"), str(source)], stdout=full, stderr=subprocess.PIPE,
+            text=True, env=environment(), timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    told(done.stderr, "No space left on device")
+    assert len(Repository(str(tmp_path / "repo")).ids()) == 1

@@ -1,0 +1,185 @@
+"""Devices that do not answer: whoever waits for one has a deadline, and nobody else notices.
+
+Here a device is silenced by the library that delays its calls (TIMEZERO_IO=threads), so that no root is needed and nothing
+hangs in the kernel; tests/faults/test_devices.py does the same to a real one, for io_uring as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proof.nbd import Nbd
+from proof.shim import READ, SYNC, WRITE, Shim
+from tests.command import COMMAND, environment, timezero
+from tests.faults.conftest import descriptors, told, until
+from timezero import session
+from timezero.repository import Repository
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+FOREVER_US = 600_000_000
+ALWAYS = 1_000_000  # in a million
+THREADS = {"TIMEZERO_IO": "threads"}
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / f"{name}.img" for name in ("good", "mute")}
+    for path in paths.values():
+        path.write_bytes(os.urandom(MIB) * (SIZE // MIB))
+    return paths
+
+
+@pytest.fixture
+def shim(shims: Callable[[str], Shim]) -> Shim:
+    return shims("server")
+
+
+@pytest.fixture
+def served(serve: Callable, images: dict[str, Path], shim: Shim, tmp_path: Path):
+    (tmp_path / "tier").mkdir()
+    config = tmp_path / "serve.toml"
+    config.write_text("[limits]\nvolume_answer_s = 1\nsidefile_answer_s = 1\n")
+    return serve(
+        images, env=shim.environment | THREADS, config=config, sidefile_path=tmp_path / "tier", sidefile_file="16M"
+    )
+
+
+def start(*words: object, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, words)], env=environment(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def sessions(served) -> list[dict]:
+    return session.status(served.control)["sessions"]
+
+
+def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:
+    """Its session is punctured and ends; the update goes on when its device does; another volume is served as ever."""
+    before = session.status(served.control) and descriptors(served.process.pid)
+    repo = tmp_path / "repo"
+    job = start("backup", "--repo", repo, "--control", served.control, "--rate", "1M", "mute", env=THREADS)
+    with Nbd.connect(served.nbd_socket, "mute") as mute, Nbd.connect(served.nbd_socket, "good") as good:
+        until(lambda: any(part["state"] == "active" for part in sessions(served)), "no session")
+        shim.rule(0, READ, images["mute"], delay_us=FOREVER_US, per_million=ALWAYS)
+        mute._socket.settimeout(60)
+        mute.write(SIZE - 8192, b"n" * 4096)  # is held for a second, and then passes: only reads are silent
+        _, err = job.communicate(timeout=30)
+        assert job.returncode == 5, err
+        told(err, "punctured")
+        until(lambda: sessions(served) == [], "the session stays")
+        began = time.monotonic()
+        good.write(0, b"g" * 4096)
+        assert good.read(0, 4096) == b"g" * 4096
+        assert time.monotonic() - began < 5
+        other = timezero("backup", "--repo", repo, "--control", served.control, "good", env=THREADS)
+        assert other.code == 0, other.err
+        shim.clear()
+        assert mute.read(SIZE - 8192, 4096) == b"n" * 4096
+    after = timezero("backup", "--repo", repo, "--control", served.control, "mute", env=THREADS)
+    assert after.code == 0, after.err
+    until(lambda: descriptors(served.process.pid) <= before, "descriptors of the session stay")
+    assert "mute punctured (stalled)" in served.stderr()
+    assert "its memory is kept until the device of mute answers" in served.stderr()
+
+
+def test_a_file_tier_that_does_not_answer(served, shim: Shim, tmp_path: Path) -> None:
+    """The application waits for it once, and no longer than it may."""
+    job = start(
+        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--rate", "1M", "--sidefile-memory", "512K",
+        "--track-size", "4K", "mute", env=THREADS,
+    )  # fmt: skip
+    with Nbd.connect(served.nbd_socket, "mute") as mute:
+        until(lambda: any(part["state"] == "active" for part in sessions(served)), "no session")
+        shim.rule(0, WRITE, tmp_path / "tier", delay_us=FOREVER_US, per_million=ALWAYS)
+        began = time.monotonic()
+        for track in range(200):
+            mute.write(SIZE - (track + 1) * 4096, b"n" * 4096)
+        assert 0.5 < time.monotonic() - began < 10
+        assert shim.hits(0) >= 1
+        _, err = job.communicate(timeout=30)
+        assert job.returncode == 5, err
+        told(err, "punctured")
+        shim.clear()
+    assert Repository(str(tmp_path / "repo")).ids() == []
+
+
+def test_a_volume_that_does_not_answer_the_mover(
+    served, shims: Callable[[str], Shim], images: dict[str, Path], tmp_path: Path
+) -> None:
+    mover = shims("mover")
+    mover.rule(0, READ, images["mute"], delay_us=FOREVER_US, per_million=ALWAYS)
+    began = time.monotonic()
+    outcome = timezero(
+        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--device-deadline", "1s", "mute",
+        env=mover.environment | THREADS,
+    )  # fmt: skip
+    assert outcome.code == 1
+    told(outcome.err, "mute: its device has not answered for", "--device-deadline")
+    assert time.monotonic() - began < 20
+    until(lambda: sessions(served) == [], "the session stays")
+    assert Repository(str(tmp_path / "repo")).ids() == []
+
+
+@pytest.mark.parametrize("calls", [WRITE, SYNC], ids=["write", "sync"])
+def test_a_target_that_does_not_answer(
+    served, shims: Callable[[str], Shim], tmp_path: Path, calls: int, images: dict[str, Path]
+) -> None:
+    """A write that is not answered ends the job; its session is over by the time that the target is made durable."""
+    mover = shims("mover")
+    mover.rule(0, calls, tmp_path / "repo" / "packs", delay_us=3_000_000 if calls == SYNC else FOREVER_US,
+               per_million=ALWAYS)  # fmt: skip
+    job = start(
+        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--device-deadline", "1s", "mute",
+        env=mover.environment | THREADS,
+    )  # fmt: skip
+    with Nbd.connect(served.nbd_socket, "mute") as mute:
+        until(lambda: mover.hits(0) > 0 or job.poll() is not None, "nothing is written")
+        if calls == SYNC:
+            until(lambda: sessions(served) == [], "a slow target keeps the session", 2)
+        mute._socket.settimeout(20)
+        began = time.monotonic()
+        for at in range(0, SIZE, MIB):
+            mute.write(at, b"n" * 4096)
+        assert time.monotonic() - began < 5
+    _, err = job.communicate(timeout=30)
+    if calls == SYNC:
+        assert job.returncode == 0, err
+    else:
+        assert job.returncode == 1, err
+        told(err, "its device has not answered for")
+    until(lambda: sessions(served) == [], "the session stays")
+
+
+def test_a_suspension_that_waits_for_an_update(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:
+    """The deadline of the suspension passes: there is no T0, and the application is where it was."""
+    with Nbd.connect(served.nbd_socket, "mute") as mute:
+        shim.rule(0, WRITE, images["mute"], delay_us=FOREVER_US, per_million=ALWAYS)
+        mute._socket.sendall(request(1, 0, 4096) + b"w" * 4096)
+        until(lambda: shim.hits(0) == 1, "the write is not issued")
+        outcome = timezero(
+            "backup", "--repo", tmp_path / "repo", "--control", served.control, "--deadline", "500ms", "mute"
+        )  # fmt: skip
+        assert outcome.code == 4
+        told(outcome.err, "deadline")
+        shim.clear()
+        assert mute._receive(16)[4:8] == bytes(4)
+        mute.write(0, b"x" * 4096)
+    assert sessions(served) == []
+
+
+def request(command: int, offset: int, length: int) -> bytes:
+    import struct
+
+    return struct.pack(">IHHQQI", 0x25609513, 0, command, 7, offset, length)
+
