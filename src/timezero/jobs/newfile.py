@@ -63,14 +63,13 @@ class NewFile:
         )
 
     def _under_temporary_name(self, make: Callable[[str], _T]) -> _T:
-        name = self._free_name()
+        # Known before it is there: an interrupt that comes at once must not leave it behind.
+        self._temporary = self._free_name()
         try:
-            made = make(name)
+            return make(self._temporary)
         except FileExistsError:  # somebody who writes the same file was quicker
-            name = names.temporary_name()
-            made = make(name)
-        self._temporary = name
-        return made
+            self._temporary = names.temporary_name()
+            return make(self._temporary)
 
     def _free_name(self) -> str:
         """A temporary name: this file's own, swept, unless somebody writes it now."""
