@@ -21,7 +21,8 @@ def _make(limit: int) -> Path | None:
             continue
         try:
             for name in names:
-                (group / name).write_text("0" if "swap" in name else str(limit))
+                with (group / name).open("r+") as file:  # elsewhere it would become a file
+                    file.write("0" if "swap" in name else str(limit))
             return group
         except OSError:
             group.rmdir()
