@@ -289,8 +289,7 @@ static int last_use(tz_session_view *view, tz_chunk *chunk, uint64_t track)
 {
     uint32_t n, mask = tz_track_mask(track, 1, &n), slot;
 
-    if (!tz_tracks_copied(&view->words[track / TZ_TRACKS_A_WORD], mask) ||
-        tz_session_view_is_zero(view, track))
+    if (!tz_tracks_copied(&view->words[track / TZ_TRACKS_A_WORD], mask) || tz_session_view_is_zero(view, track))
         return 0;
     slot = tz_session_view_find(view, chunk, track);
     if (slot >= view->slots)

@@ -1,4 +1,4 @@
-"""What a repository says, when somebody else wrote it: documents, manifests, and the jobs that read and restore them."""
+"""What a repository says, when somebody else wrote it: documents, manifests, and jobs that read and restore them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,18 @@ from timezero.errors import TimezeroError
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.restore import restore
 from timezero.jobs.verify import verify
-from timezero.repository import DatasetRecord, FileRecord, IndexHeader, Manifest, PackRecord, Repository
-from timezero.repository import documents, index, manifest, names
+from timezero.repository import (
+    DatasetRecord,
+    FileRecord,
+    IndexHeader,
+    Manifest,
+    PackRecord,
+    Repository,
+    documents,
+    index,
+    manifest,
+    names,
+)
 from timezero.units import MIB
 
 _CHUNK = 4096

@@ -69,7 +69,15 @@ def test_a_backup_with_too_little_memory_says_so(big: Path, tmp_path: Path) -> N
     """The bound is one: with half of what the indexes need, it fails, and leaves nothing."""
     with memory_limit(BASE // 4 + INDEX // 2) as (enter, _):
         outcome = timezero(
-            "backup", "--repo", tmp_path / "repo", "--chunk-size", CHUNK, "--buffer", BUFFER, f"big={big}", preexec_fn=enter
+            "backup",
+            "--repo",
+            tmp_path / "repo",
+            "--chunk-size",
+            CHUNK,
+            "--buffer",
+            BUFFER,
+            f"big={big}",
+            preexec_fn=enter,
         )
     assert outcome.code not in (0, 3)
     assert timezero("list", "--repo", tmp_path / "repo").out.count(b"\n") <= 1

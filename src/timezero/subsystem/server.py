@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any
 
+from timezero import memory
 from timezero.config import ServeConfig
 from timezero.control.server import Peer
 from timezero.control.server import Server as ControlServer
 from timezero.errors import UsageError
-from timezero import memory
 from timezero.nbd import uri
 from timezero.nbd.server import Server as NbdServer
 from timezero.subsystem import sidefile
