@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 JOBS := $(shell nproc 2>/dev/null || echo 2)
+KEPT := $(MAKE) --no-print-directory -C tests/fuzz replay
 C_TESTS := $(MAKE) --no-print-directory -j$(JOBS) -C tests/c run
 
 # Folders are in the list for the sake of files that go away.
@@ -42,6 +43,7 @@ system-all:
 
 test: system-all build
 	$(C_TESTS) SAN=none
+	$(KEPT) SAN=none
 	$(PY) -m pytest $(PYTEST)
 
 demo: system-all build
@@ -50,7 +52,7 @@ demo: system-all build
 lint: build
 	@$(PY) scripts/requirements.py lint > $(VENV)/requirements-lint.txt
 	$(PY) -m pip install -q -r $(VENV)/requirements-lint.txt
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*/*.[ch] csrc/include/tz/*.h tests/c/*.[ch] tests/fuzz/*.c bench/*/*.c)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*/*.[ch] csrc/include/tz/*.h tests/c/*.[ch] tests/fuzz/*.[ch] bench/*/*.c)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -65,6 +67,7 @@ ASAN_ENV := PYTHONMALLOC=malloc \
             UBSAN_OPTIONS=print_stacktrace=1:log_exe_name=1:log_path=$(REPORTS)/ubsan
 asan: system-all build
 	$(C_TESTS) SAN=asan
+	$(KEPT) SAN=asan
 	rm -rf $(REPORTS) build/lib.* build/bdist.* && mkdir -p $(REPORTS)
 	$(ASAN_ENV) scripts/sanitized-venv.sh $(PYTHON) $(ASAN)
 	$(ASAN_ENV) $(ASAN)/bin/python -m pip install -q -r $(VENV)/requirements.txt
@@ -102,8 +105,11 @@ bench-full: system-all build
 	$(PY) -m bench.files
 	$(PY) -m proof.postgres
 
+# Every target for SECONDS (30). Readers that are Python: under atheris where pip finds a build of it, else our own engine.
 fuzz: build
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh fuzz
+	@$(PY) -c "import atheris" 2>/dev/null || $(PY) -m pip install -q --only-binary :all: atheris || \
+	    echo "timezero: no atheris for this Python: fuzzing without it"
 	$(MAKE) -C tests/fuzz run
 
 clean:

@@ -42,7 +42,9 @@ WARM_UP = 3
 
 def sample(process: int, folders: list[Path]) -> dict[str, int]:
     """Of a process: resident memory that is its own in bytes, descriptors, threads; and files in `folders`."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line)
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line
+    )
     return {
         "memory": int(status["RssAnon"].split()[0]) * 1024,
         "descriptors": len(os.listdir(f"/proc/{process}/fd")),
@@ -66,7 +68,12 @@ def judge(samples: list[dict[str, int]], seconds: list[float]) -> dict[str, Any]
     for key in samples[0]:
         values = [s[key] for s in samples]
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
-        found[key] = {"first": first, "last": last, "most": max(values), "slope_an_hour": round(slope(values, seconds), 2)}
+        found[key] = {
+            "first": first,
+            "last": last,
+            "most": max(values),
+            "slope_an_hour": round(slope(values, seconds), 2),
+        }
         if last - first > (GROWTH_MAX if key == "memory" else 0):
             found["wrong"].append(f"{key}: from {first:g} to {last:g}")
     return found
@@ -162,7 +169,9 @@ def _stop(server: subprocess.Popen[str]) -> None:
         raise
 
 
-def soak(seconds: float, *, size: int = 128 * MIB, rate: int = 500, keep: int = 3, puncture_every: int = 5) -> dict[str, Any]:
+def soak(
+    seconds: float, *, size: int = 128 * MIB, rate: int = 500, keep: int = 3, puncture_every: int = 5
+) -> dict[str, Any]:
     """Run it; the report. size: bytes of a volume; rate: updates a second of each."""
     begin = time.monotonic()
     ours: list[dict[str, int]] = []

@@ -11,6 +11,9 @@
  *     └ error: again track by track; a track that cannot be                    └ file-tier slots in a row: READ
  *       read is lost only when it is not preserved
  *
+ * A run that begins in a hole of the volume's file is not read: that it is a hole now says what a read would, zeros, and is
+ * validated like one. (A stretch found once is good for later chunks too: it was found after T0, and validation is later.)
+ *
  * Runs that follow each other on the volume, whatever lies between them in the file, are one read. Each is then
  * validated by itself. Of a preserved track a run takes only the part that is its own.
  *
@@ -286,8 +289,7 @@ static int last_use(tz_session_view *view, tz_chunk *chunk, uint64_t track)
 {
     uint32_t n, mask = tz_track_mask(track, 1, &n), slot;
 
-    if (!tz_tracks_copied(&view->words[track / TZ_TRACKS_A_WORD], mask) ||
-        tz_session_view_is_zero(view, track))
+    if (!tz_tracks_copied(&view->words[track / TZ_TRACKS_A_WORD], mask) || tz_session_view_is_zero(view, track))
         return 0;
     slot = tz_session_view_find(view, chunk, track);
     if (slot >= view->slots)
@@ -426,6 +428,36 @@ static void pass_hole(tz_chunk *chunk, uint64_t length)
     chunk->at += zeros;
 }
 
+/* The frame holds zeros up to `end`, where nothing but zeros was so far. */
+static void materialize(tz_chunk *chunk, uint32_t end)
+{
+    if (chunk->zero)
+        memset(chunk->frame, 0, end);
+    chunk->zero = false;
+}
+
+/* The run that begins here, when it lies in a hole of the volume: what is preserved of it is still to be taken. */
+static bool load_hole(tz_session_view *view, tz_chunk *chunk, const tz_extent *run)
+{
+    uint64_t hole = tz_session_view_hole(view, run->physical), left = cut(view, chunk, run, 0);
+
+    if (hole < left)
+        left = tz_align_down(run->physical + hole, view->track_size) > run->physical
+                   ? tz_align_down(run->physical + hole, view->track_size) - run->physical
+                   : 0;
+    if (left == 0)
+        return false;
+    chunk->physical = run->physical;
+    chunk->run = (uint32_t)left;
+    validate(view, chunk);
+    if (!chunk->zero)
+        memset(chunk->frame + chunk->at, 0, left);
+    for (uint32_t i = 0; i < chunk->take_end; i++)
+        if (takes(chunk, i))
+            materialize(chunk, chunk->at + chunk->run);
+    return true;
+}
+
 static int next_run(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
 {
     tz_extent run;
@@ -434,9 +466,9 @@ static int next_run(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
         pass_hole(chunk, run.length);
         return 0;
     }
-    if (chunk->zero)
-        memset(chunk->frame, 0, chunk->at);
-    chunk->zero = false;
+    if (chunk->at >= chunk->ready && load_hole(view, chunk, &run))
+        return 0;
+    materialize(chunk, chunk->at);
     chunk->physical = run.physical;
     chunk->run = cut(view, chunk, &run, chunk->alone ? view->track_size : chunk->read_piece);
     if (chunk->at < chunk->ready || all_preserved(view, chunk, chunk->physical, chunk->run)) {

@@ -33,6 +33,12 @@ struct tz_session_view {
 
     pthread_mutex_t drain_lock; /* the ring has one producer */
 
+    /* The stretch of the volume that was looked at last, in bytes: chunks come in order, so most looks end here. */
+    pthread_mutex_t stretch_lock;
+    uint64_t stretch_from, stretch_to;
+    bool stretch_is_hole;
+    bool tells_holes; /* the volume is a file, and its file system knows */
+
     pthread_mutex_t lock;
     tz_session_uses uses;
     _Atomic bool begun; /* a chunk was loaded: uses are only counted down from now on */
@@ -52,6 +58,10 @@ void tz_session_view_activity(const tz_session_view *view, tz_activity *out);
 uint32_t tz_session_view_find(const tz_session_view *view, const tz_chunk *chunk, uint64_t track);
 bool tz_session_view_is_zero(const tz_session_view *view, uint64_t track);
 const uint8_t *tz_session_view_memory(const tz_session_view *view, uint32_t slot); /* of the memory tier */
+
+/* Bytes of a hole of the volume that begins at `physical` or before and reaches beyond it, as it is now; 0: data, or not
+ * known. What it says is as good as a read that ends now, and like one has to be validated afterwards. */
+uint64_t tz_session_view_hole(tz_session_view *view, uint64_t physical);
 
 /* Gives a slot back, its content taken; told to the gate with the chunk's others by announce (0 or -errno). */
 void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot);

@@ -157,7 +157,7 @@ def load(path: str | os.PathLike[str]) -> ServeConfig:
             document = tomllib.load(stream)
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"configuration {path}: {error}") from None
     try:
         return _from_document(document, Path(path).resolve().parent)

@@ -237,6 +237,31 @@ static void nonsense_is_refused(void)
     world_remove(&w);
 }
 
+/* A hole is not read, and says of T0 no more than a read would: what lay there before the application punched it is in
+ * the sidefile; what was a hole at T0 and is written later needs no slot for long. */
+static void holes_are_validated_like_reads(void)
+{
+    const uint64_t track = 65536, from = 16 * track, length = 32 * track;
+    tz_mover_config config = {.workers = 2, .chunk_size = CHUNK};
+    tz_transfer_report report;
+    world w;
+
+    world_make(&w, "/var/tmp", VOLUME, 16, 20, 40, 60);
+    for (uint64_t at = from; at < from + length; at += track)
+        fake_gate_update(&w.gate, at / track, 99);
+    CHECK_EQ(fallocate(w.volume, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)length), 0);
+    CHECK(used(&w) > 0);
+    back_up(&w, &config, &report);
+    CHECK_EQ(report.error, 0);
+    CHECK(same_content(w.t0, w.target));
+    CHECK(report.bytes_read < VOLUME);
+    fake_gate_update(&w.gate, 20, 5); /* its lock, and what was given back */
+    CHECK_EQ(used(&w), 0);
+    for (uint64_t i = 0; i < w.gate.h->tracks; i++)
+        CHECK(atomic_load(&w.gate.words[i / 32]) >> i % 32 & 1);
+    world_remove(&w);
+}
+
 /* What is checked once must not be read again: a subsystem that changes it later misleads nobody. */
 static void constants_change_under_the_mover(void)
 {
@@ -333,6 +358,7 @@ int main(void)
     RUN(what_the_sidefile_holds_is_not_read);
     RUN(a_puncture_ends_the_transfer);
     RUN(nonsense_is_refused);
+    RUN(holes_are_validated_like_reads);
     RUN(constants_change_under_the_mover);
     RUN(a_dead_gate_stops_nobody);
     RUN(unreadable_tracks_come_from_the_sidefile);

@@ -98,7 +98,9 @@ def _atheris(target: Target, seconds: float, found: Path) -> None:
 
     words = [sys.argv[0], str(corpus), f"-max_total_time={seconds:g}", f"-max_len={INPUT_MAX}", "-timeout=30"]
     atheris.instrument_all()
-    atheris.Setup([*words, f"-artifact_prefix={found}/{target.name}-", "-verbosity=1"], target.run, custom_mutator=mutate)
+    atheris.Setup(
+        [*words, f"-artifact_prefix={found}/{target.name}-", "-verbosity=1"], target.run, custom_mutator=mutate
+    )
     atheris.Fuzz()
 
 

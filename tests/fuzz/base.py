@@ -1,7 +1,7 @@
 """What the Python fuzz targets have in common.
 
-A target takes any bytes at all and returns; what must not be is an exception that gets out of it. What may be is written
-in each: the errors that the documentation names, nothing left open, nothing written where it does not belong.
+A target takes any bytes at all and returns; what must not be is an exception that gets out of it. What may be is
+written in each: the errors that the documentation names, nothing left open, nothing written where it does not belong.
 """
 
 from __future__ import annotations

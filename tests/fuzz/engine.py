@@ -20,8 +20,10 @@ from tests.fuzz.base import INPUT_MAX
 _VALUE = re.compile(rb'"(?:[^"\\\n]|\\.)*"(?!\s*:)|-?\d+|true|false|null')
 _VALUES = (
     b"-1", b"0", b"1", b"2147483648", b"4294967295", b"9223372036854775807", b"9223372036854775808",
-    b"18446744073709551616", b"72057594037927936", b"1e999", b"-1e999", b"0.5", b"NaN", b"null", b"true", b"false", b"[]",
-    b"{}", b"[{}]", b"[null]", b'{"a": 1}', b'""', b'"x"', b'".."', b'"/"', b'"../../x"', b'"data:/../x"', b'"data:/a//b"',
+    b"18446744073709551616", b"72057594037927936", b"1e999", b"-1e999", b"0.5", b"NaN", b"null", b"true", b"false",
+    b"[]",
+    b"{}", b"[{}]", b"[null]", b'{"a": 1}', b'""', b'"x"', b'".."', b'"/"', b'"../../x"', b'"data:/../x"',
+    b'"data:/a//b"',
     b'"a/b"', b'"\\u0000"', b'"\\ud800"', b'"\\udcff"', b'"\\n"', b'"' + b"A" * 5000 + b'"', b"9" * 5000, b"[" * 3000,
 )  # fmt: skip
 _BYTES = (0, 1, 10, 34, 47, 46, 127, 128, 255)
@@ -46,7 +48,9 @@ def _set_byte(data: bytes, numbers: random.Random, others: list[bytes]) -> bytes
     if not data:
         return bytes([numbers.randrange(256)])
     at, changed = numbers.randrange(len(data)), bytearray(data)
-    changed[at] = numbers.choice((numbers.choice(_BYTES), numbers.randrange(256), changed[at] ^ 1 << numbers.randrange(8)))
+    changed[at] = numbers.choice(
+        (numbers.choice(_BYTES), numbers.randrange(256), changed[at] ^ 1 << numbers.randrange(8))
+    )
     return bytes(changed)
 
 

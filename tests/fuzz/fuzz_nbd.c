@@ -98,9 +98,12 @@ static void converse(int fd, const uint8_t *data, size_t size, unsigned cut, rep
 
     for (;;) {
         struct pollfd p = {.fd = fd, .events = POLLIN | (sending ? POLLOUT : 0)};
+        int ready = poll(&p, 1, TIMEOUT_MS);
         ssize_t n;
 
-        REQUIRE(poll(&p, 1, TIMEOUT_MS) == 1);
+        if (ready < 0 && errno == EINTR) /* libFuzzer's own timer */
+            continue;
+        REQUIRE(ready == 1);
         if (sending && p.revents & (POLLOUT | POLLERR)) {
             n = send(fd, data, size < piece ? size : piece, MSG_NOSIGNAL | MSG_DONTWAIT);
             if (n > 0) {

@@ -1,10 +1,11 @@
-"""What a repository says, when somebody else wrote it: documents, manifests, and the jobs that read and restore them."""
+"""What a repository says, when somebody else wrote it: documents, manifests, and jobs that read and restore them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -21,13 +22,25 @@ from timezero.errors import TimezeroError
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.restore import restore
 from timezero.jobs.verify import verify
-from timezero.repository import DatasetRecord, FileRecord, IndexHeader, Manifest, PackRecord, Repository
-from timezero.repository import documents, index, manifest, names
+from timezero.repository import (
+    DatasetRecord,
+    FileRecord,
+    IndexHeader,
+    Manifest,
+    PackRecord,
+    Repository,
+    documents,
+    index,
+    manifest,
+    names,
+)
 from timezero.units import MIB
 
 _CHUNK = 4096
 _ID, _REPOSITORY = "20260101T000000Z-00010002", "0123456789abcdef" * 2
 _OPTIONS = MoverOptions(buffer_bytes=MIB, engine="threads")
+#: Where nothing waits for a disk.
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _EXIT_CODES = {0, 1, 2, 3, 6, 10, 11}
 
 # ---- a good repository ----
@@ -164,7 +177,7 @@ def repository(data: bytes) -> None:
     files = {**_GOOD, path: given.rest()}
     if terms & 1:
         _with_digest(files, path)
-    with tempfile.TemporaryDirectory(prefix="timezero-fuzz-") as base, nothing_left_open():
+    with tempfile.TemporaryDirectory(prefix="timezero-fuzz-", dir=_MEMORY) as base, nothing_left_open():
         box = Path(base, "a", "b", "c")
         for name, content in files.items():
             (box / "repo" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,14 @@ from tests.fuzz import engine
 from tests.fuzz.targets import TARGETS, kept
 
 #: Mutated inputs a target, and so about two seconds each.
-COUNTS = {"repository": 40, "control-client": 150, "control-server": 150, "handshake": 300, "document": 500, "text": 1000}
+COUNTS = {
+    "repository": 40,
+    "control-client": 150,
+    "control-server": 150,
+    "handshake": 300,
+    "document": 500,
+    "text": 1000,
+}
 
 
 @pytest.mark.parametrize("path", [path for target in TARGETS.values() for path in kept(target)], ids=lambda p: p.name)

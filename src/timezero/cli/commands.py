@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def run(options: Any, output: Output) -> int:
     """Run the command that `options` name; the exit code. Raises TimezeroError."""
+    output.buffer_bytes = getattr(options, "buffer", None)
     return _COMMANDS[options.command](options, output)
 
 

@@ -32,10 +32,21 @@ class Output:
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self.to_stderr = False
+        #: Of a command that moves data: the buffer space it was given, in bytes.
+        self.buffer_bytes: int | None = None
         self._bar = False
 
     def result(self, document: Callable[[], Any], text: Callable[[], str]) -> None:
         """Print the result, as a document or as text."""
+        if self.json and self.buffer_bytes is not None:
+            from timezero import memory
+
+            moved, used = document(), {"buffer_bytes": self.buffer_bytes, "peak_bytes": memory.peak()}
+            self._show(lambda: {**moved, "memory": used}, text)
+        else:
+            self._show(document, text)
+
+    def _show(self, document: Callable[[], Any], text: Callable[[], str]) -> None:
         self.end_bar()
         rendered = _document(document(), indent=None if self.to_stderr else 1) if self.json else text()
         if self.to_stderr and rendered:
@@ -49,7 +60,7 @@ class Output:
             document: dict[str, Any] = {"error": message, "exit_code": exit_code}
             if result is not None:
                 document["result"] = result.to_json()
-            self.result(lambda: document, str)
+            self._show(lambda: document, str)
         self.line(f"timezero: {message}")
 
     def line(self, text: str) -> None:

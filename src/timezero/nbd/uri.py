@@ -33,9 +33,7 @@ class Endpoint:
         """The URI of this endpoint, or of the export `name` on it."""
         path = quote(self.name if name is None else name, safe="")
         if self.socket is not None:
-            return f"nbd+unix:///{path}?" + urlencode(
-                {"socket": self.socket}, quote_via=quote, safe="/", errors="surrogateescape"
-            )
+            return f"nbd+unix:///{path}?" + urlencode({"socket": self.socket}, quote_via=quote, safe="/")
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == DEFAULT_PORT else f":{self.port}"
         return f"nbd://{host}{port}/{path}".removesuffix("/")
@@ -53,11 +51,11 @@ def parse(uri: str) -> Endpoint:
 
 
 def _parse(uri: str) -> Endpoint:
+    uri.encode()  # UnicodeEncodeError is a ValueError: no URI has bytes that are no text
     parts = urlsplit(uri)
     if parts.fragment:
         raise ValueError("it has a fragment")
     name = unquote(parts.path.removeprefix("/"), errors="strict")
-    name.encode()  # UnicodeEncodeError is a ValueError: the protocol's names are UTF-8, paths of sockets any bytes
     if parts.scheme == "nbd+unix":
         return Endpoint(socket=_socket_path(parts.netloc, parts.query), name=name)
     if parts.scheme == "nbd":
@@ -72,7 +70,7 @@ def _parse(uri: str) -> Endpoint:
 def _socket_path(authority: str, query: str) -> str:
     if authority:
         raise ValueError("nbd+unix:// takes no host (write three slashes)")
-    fields = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query), errors="surrogateescape")
+    fields = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
     if set(fields) != {"socket"} or len(fields["socket"]) != 1 or not fields["socket"][0]:
         raise ValueError("it needs ?socket=PATH and nothing else")
     if "\0" in fields["socket"][0]:

@@ -25,7 +25,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
 
 
 def _expression(rest: str) -> str:
-    """The regular expression of a pattern. `**/` said again is left out: matching would take twice as long each time."""
+    """The regular expression of a pattern. `**/` said twice is once: matching would take twice as long each time."""
     parts: list[str] = []
     while rest:
         part, rest = _next(rest)

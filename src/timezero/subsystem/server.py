@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any
 
+from timezero import memory
 from timezero.config import ServeConfig
 from timezero.control.server import Peer
 from timezero.control.server import Server as ControlServer
@@ -65,6 +66,12 @@ class Subsystem:
             "volumes": [self._volume_status(name) for name in self._volumes.names()],
             "sessions": self._registry.status(),
             "engine": self._volumes.engine,
+            "memory": {
+                "resident_bytes": memory.resident(),
+                "peak_bytes": memory.peak(),
+                "sessions_bytes": self._registry.memory(),
+                "sessions_limit_bytes": self._config.limits.memory,
+            },
             "uptime_s": round(time.monotonic() - self._began, 3),
             "nbd": self.nbd,
         }

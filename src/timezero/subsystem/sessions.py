@@ -105,6 +105,11 @@ class Registry:
         with self._lock:
             return [{"session": group.name, **report} for group in self._groups.values() for report in group.reports()]
 
+    def memory(self) -> int:
+        """Bytes that the sessions' caps add up to: they are taken at prepare, and all of them."""
+        with self._lock:
+            return sum(group.memory for group in self._groups.values())
+
     def tell_punctures(self) -> None:
         """Log each session that was punctured since the last look."""
         with self._lock:

@@ -1,0 +1,131 @@
+"""Bounded memory (docs/memory.md): a volume of 16 TiB, nearly all of it holes, within the bounds that are stated."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proof.nbd import Nbd
+from tests.command import COMMAND, environment, succeed, timezero
+from tests.conftest import run
+from tests.integration.conftest import Serve
+from tests.integration.limits import memory_limit
+
+MIB, TIB = 1 << 20, 1 << 40
+SIZE = 16 * TIB
+ENTRY, BASE = 48, 64 * MIB  # bytes of an index entry; of everything that does not grow (docs/memory.md)
+BUFFER, CHUNK = 64 * MIB, 16 * MIB
+INDEX = SIZE // CHUNK * ENTRY
+DATA = os.urandom(MIB)
+PLACES = (0, 3 * TIB + 4096, SIZE - MIB)
+OPTIONS = ("--buffer", BUFFER, "--chunk-size", CHUNK)
+
+
+@pytest.fixture
+def big(loop: Callable[..., Path], mount: Callable[..., Path], tmp_path: Path) -> Path:
+    """A file of 16 TiB with three MiB of data, where a file system has room for such a size."""
+    disk = tmp_path / "xfs"
+    with disk.open("wb") as file:
+        file.truncate(400 * MIB)
+    run("mkfs.xfs", "-q", disk)
+    path = mount(loop(disk), tmp_path / "xfs.mounted") / "big"
+    with path.open("wb") as file:
+        for place in PLACES:
+            os.pwrite(file.fileno(), DATA, place)
+        file.truncate(SIZE)
+    return path
+
+
+def limited(limit: int, *words: object) -> None:
+    """Run a command to its end within a limit of memory."""
+    with memory_limit(limit) as (enter, how):
+        began = time.monotonic()
+        command = [*COMMAND, *map(str, words)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, env=environment(), preexec_fn=enter, check=False
+        )
+        assert done.returncode == 0, f"{how}: {done.stderr}"
+        assert time.monotonic() - began < 60
+
+
+def test_jobs_at_rest(big: Path, tmp_path: Path) -> None:
+    """Backup, verify and restore, each within its bound; what is restored is what was there."""
+    repo, restored = tmp_path / "repo", big.with_name("restored")
+    limited(BASE + BUFFER + INDEX, "backup", "--repo", repo, *OPTIONS, f"big={big}")
+    limited(BASE + BUFFER + 2 * INDEX, "verify", "--repo", repo, "--buffer", BUFFER)
+    limited(BASE + BUFFER + 2 * INDEX, "restore", "--repo", repo, "--buffer", BUFFER, "latest/big", restored)
+    assert restored.stat().st_size == SIZE
+    with restored.open("rb") as file:
+        assert all(os.pread(file.fileno(), MIB, place) == DATA for place in PLACES)
+        assert os.lseek(file.fileno(), 5 * TIB, os.SEEK_DATA) == PLACES[2]
+
+
+def test_a_backup_with_too_little_memory_says_so(big: Path, tmp_path: Path) -> None:
+    """The bound is one: with half of what the indexes need, it fails, and leaves nothing."""
+    with memory_limit(BASE // 4 + INDEX // 2) as (enter, _):
+        outcome = timezero(
+            "backup",
+            "--repo",
+            tmp_path / "repo",
+            "--chunk-size",
+            CHUNK,
+            "--buffer",
+            BUFFER,
+            f"big={big}",
+            preexec_fn=enter,
+        )
+    assert outcome.code not in (0, 3)
+    assert timezero("list", "--repo", tmp_path / "repo").out.count(b"\n") <= 1
+
+
+def resident(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def test_a_served_volume(big: Path, tmp_path: Path, serve: Serve) -> None:
+    """The subsystem stays within the sidefile's cap; the backup is T0, in seconds, though the application writes."""
+    cap = 128 * MIB
+    served = serve({"big": big}, sidefile_memory=cap)
+    began = time.monotonic()
+    command = [*COMMAND, "backup", "--repo", tmp_path / "repo", *OPTIONS, "--control", served.control, "big", "--json"]
+    backup = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+    )
+    with Nbd.connect(served.nbd_socket, "big") as application:
+        while not (status := succeed("status", "--control", served.control))["sessions"] and backup.poll() is None:
+            time.sleep(0.02)
+        assert status["memory"]["sessions_bytes"] in (0, cap)
+        for place in PLACES:
+            application.write(place, bytes(MIB))
+            application.write(7 * TIB + place // 4, DATA)
+    out, _ = backup.communicate(timeout=200)
+    assert backup.returncode == 0, out
+    assert time.monotonic() - began < 60
+    memory = succeed("status", "--control", served.control)["memory"]
+    assert memory["peak_bytes"] == resident(served.process.pid) <= BASE + cap + 64 * MIB  # and one connection
+    restored = big.with_name("restored")
+    succeed("restore", "--repo", tmp_path / "repo", "--buffer", BUFFER, "latest/big", restored)
+    with restored.open("rb") as file:
+        for place in PLACES:  # before T0, or never
+            assert os.pread(file.fileno(), MIB, 7 * TIB + place // 4) in (bytes(MIB), DATA)
+            assert os.pread(file.fileno(), MIB, place) in (bytes(MIB), DATA)
+
+
+def test_jobs_tell_what_they_took(tmp_path: Path) -> None:
+    """--json of whatever moves data."""
+    (tmp_path / "a").write_bytes(DATA)
+    for words in (
+        ("backup", "--repo", tmp_path / "r", f"a={tmp_path / 'a'}"),
+        ("verify", "--repo", tmp_path / "r"),
+        ("restore", "--repo", tmp_path / "r", "latest/a", tmp_path / "b"),
+        ("copy", tmp_path / "a", tmp_path / "c"),
+    ):
+        memory = succeed(*words, "--buffer", "8M")["memory"]
+        assert memory["buffer_bytes"] == 8 * MIB
+        assert 8 * MIB < memory["peak_bytes"] < BASE + 8 * MIB
