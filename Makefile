@@ -90,6 +90,7 @@ bench: system-all build
 	$(PY) -m bench.copy --quick
 	$(PY) -m bench.serve
 	$(PY) -m bench.intercept --quick --rounds 1
+	$(PY) -m bench.harm --size 1G --rounds 1 --idle 4 --load quarter
 	$(PY) -m bench.suspend --count 10 --size 1G --size 1T
 	$(PY) -m bench.freeze --count 2
 
@@ -100,6 +101,7 @@ bench-full: system-all build
 	$(PY) -m bench.copy
 	$(PY) -m bench.serve --full
 	$(PY) -m bench.intercept
+	$(PY) -m bench.harm
 	$(PY) -m bench.suspend
 	$(PY) -m bench.freeze
 	$(PY) -m bench.files

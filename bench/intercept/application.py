@@ -34,6 +34,7 @@ class Figures:
     p50: float
     p99: float
     worst: float
+    p999: float
 
 
 def figures(ends: np.ndarray, latencies_us: np.ndarray, begin: float, end: float) -> Figures:
@@ -43,24 +44,41 @@ def figures(ends: np.ndarray, latencies_us: np.ndarray, begin: float, end: float
     inside = latencies_us[(ends >= begin) & (ends < end)]
     if not len(inside):
         # Nothing ended: who waited all the time waited at least for the window.
-        return Figures(0.0, (end - begin) * 1e6, (end - begin) * 1e6, (end - begin) * 1e6)
-    p50, p99 = np.percentile(inside, [50, 99])
-    return Figures(len(inside) / (end - begin), float(p50), float(p99), float(inside.max()))
+        return Figures(0.0, *[(end - begin) * 1e6] * 4)
+    p50, p99, p999 = map(float, np.percentile(inside, [50, 99, 99.9]))
+    return Figures(len(inside) / (end - begin), p50, p99, float(inside.max()), p999)
 
 
 class Fio:
-    """fio's nbd engine, 4k random writes at a depth. A context manager; `stop` before asking for figures."""
+    """fio's nbd engine, 4k random requests at a depth. A context manager; `stop` before asking for figures.
 
-    def __init__(self, uri: str, size: int, folder: Path, depth: int = 4, seconds: float = 300) -> None:
+    read_percent: of the requests. rate: requests a second at most, at random instants; 0: as many as go.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        size: int,
+        folder: Path,
+        depth: int = 4,
+        seconds: float = 300,
+        read_percent: int = 0,
+        rate: int = 0,
+    ) -> None:
         self._log = folder / "fio_lat.1.log"
         self._log.unlink(missing_ok=True)
         command = [
-            "fio", "--name=application", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
+            "fio", "--name=application", "--ioengine=nbd", f"--uri={uri}", "--bs=4k",
+            f"--rw={'randrw' if read_percent else 'randwrite'}", f"--rwmixread={read_percent}",
             f"--size={size}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}",
             "--norandommap", "--randrepeat=0", "--thread",
             f"--write_lat_log={folder / 'fio'}", "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1",
             "--output-format=terse",
         ]  # fmt: skip
+        if rate:
+            # Each direction has a rate of its own.
+            reads = rate * read_percent // 100
+            command += [f"--rate_iops={max(reads, 1)},{max(rate - reads, 1)}", "--rate_process=poisson"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
         )

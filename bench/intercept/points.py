@@ -114,7 +114,7 @@ def baselines() -> list[Point]:
         Point("timezero, no backup", Timezero, None),
         Point("qemu, no backup", Qemu, None),
         _timezero("alone", load=""),
-        _timezero("alone, --mode fixed", "--mode", "fixed", load=""),
+        _timezero("alone, --mode full", "--mode", "full", load=""),
     ]
 
 
@@ -122,9 +122,9 @@ def curve(quick: bool) -> list[Point]:
     """The curve, and qemu's points beside it."""
     points = [
         _timezero("default"),
-        _timezero("full speed", "--mode", "fixed"),
-        _timezero("fixed 1 x 1M", "--mode", "fixed", "--depth", "1"),
-        _timezero("fixed 1 x 256K", "--mode", "fixed", "--depth", "1", "--chunk-size", "256K"),
+        _timezero("full speed", "--mode", "full"),
+        _timezero("full, 1 x 1M", "--mode", "full", "--depth", "1"),
+        _timezero("full, 1 x 256K", "--mode", "full", "--depth", "1", "--chunk-size", "256K"),
         _qemu("defaults"),
         _qemu("8 x 64K", 8, 64 * KIB),
         _qemu("1 x 256K", 1, 256 * KIB),
@@ -134,7 +134,7 @@ def curve(quick: bool) -> list[Point]:
         return points
     fixed = [("2 x 1M", "2", "1M"), ("4 x 1M", "4", "1M"), ("2 x 256K", "2", "256K"), ("4 x 256K", "4", "256K"),
              ("1 x 64K", "1", "64K"), ("1 x 512K", "1", "512K")]  # fmt: skip
-    points += [_timezero(f"fixed {n}", "--mode", "fixed", "--depth", d, "--chunk-size", c) for n, d, c in fixed]
+    points += [_timezero(f"full, {n}", "--mode", "full", "--depth", d, "--chunk-size", c) for n, d, c in fixed]
     points += [_timezero(f"default, --rate {rate}", "--rate", rate) for rate in ("300M", "500M", "700M")]
     points += [_qemu("2 x 256K", 2, 256 * KIB), _qemu("4 x 64K", 4, 64 * KIB), _qemu("1 x 1M", 1, 1024 * KIB)]
     return points
@@ -156,7 +156,7 @@ def paced() -> list[Point]:
         Point("timezero, no backup", Timezero, None, "paced"),
         Point("qemu, no backup", Qemu, None, "paced"),
         _timezero("default", load="paced"),
-        _timezero("full speed", "--mode", "fixed", load="paced"),
+        _timezero("full speed", "--mode", "full", load="paced"),
         _qemu("defaults", load="paced"),
         _qemu("1 x 64K", 1, 64 * KIB, load="paced"),
     ]

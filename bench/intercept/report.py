@@ -40,7 +40,7 @@ def idle_of(every: Sequence[Point], point: Point) -> Point | None:
 
 
 def row(every: Sequence[Point], point: Point) -> str:
-    idle, alone = idle_of(every, point), _find(every, "timezero alone, --mode fixed", "")
+    idle, alone = idle_of(every, point), _find(every, "timezero alone, --mode full", "")
     cells = f"{point.name:<32}"
     if point.load:
         cells += f"{point.figure('iops'):>8.0f}"

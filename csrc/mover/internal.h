@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "controller.h"
 #include "tz/bitmap.h"
 #include "tz/mover.h"
 
@@ -37,8 +38,8 @@ enum tz_step {
 
 /* What the application does, as a gate tells it. */
 typedef struct tz_activity {
-    const void *gate; /* whose it is: several sources may be behind one */
-    uint64_t updates; /* since T0 */
+    const void *gate;            /* whose it is: several sources may be behind one */
+    const tz_load *load, *usual; /* since T0, and what was usual before */
     uint32_t used, low, high;
 } tz_activity;
 
@@ -111,12 +112,12 @@ struct tz_chunk {
     tz_index_entry entry;
 
     /* The operation under way, and how the last one ended. */
-    tz_io_op op;
-    bool pending;
-    _Atomic uint64_t since_ns;           /* of the operation under way, for onlookers; 0: none that must end by itself */
-    _Atomic(tz_transfer *) waiting;      /* whose */
-    _Atomic uint32_t waiting_side;       /* enum tz_transfer_side */
-    bool interruptible; /* may never end by itself: cancelled when the transfer stops */
+    tz_io_op op, pause; /* pause: before op is begun */
+    bool pending, pausing;
+    _Atomic uint64_t since_ns;      /* of the operation under way, for onlookers; 0: none that must end by itself */
+    _Atomic(tz_transfer *) waiting; /* whose */
+    _Atomic uint32_t waiting_side;  /* enum tz_transfer_side */
+    bool interruptible;             /* may never end by itself: cancelled when the transfer stops */
     bool retried;
     int64_t result;
     struct {
@@ -127,22 +128,22 @@ struct tz_chunk {
     } again; /* the write under way, for its one retry */
 
     /* The source's. */
-    bool zero;                        /* content is zero and the frame may hold anything */
-    bool blank;                       /* the target was looked at, and holds zeros there */
-    uint8_t damage;                   /* of a source that is salvaged: enum tz_outcome, 0 while there is none */
-    uint8_t phase;                    /* of the step function, source's or sink's; 0 to begin with */
-    uint32_t read_piece, write_piece; /* most bytes in one request; 0: no limit */
-    uint32_t at;                      /* bytes of the chunk that are loaded; while storing, the sink's */
-    uint32_t run;                     /* bytes being loaded behind `at` */
-    uint64_t physical;                /* where the run lies on the volume */
-    uint32_t ready;                   /* the read under way, or the last one, ends here in the chunk */
-    bool alone;                       /* after an error: one run of one track at a time */
-    uint32_t take_at, take_end;       /* tracks of the run still to be looked at in `take`, from its first */
-    uint32_t slot;                    /* the before-image being taken; TZ_SLOT_NONE: zeros */
-    uint32_t slots;                   /* from the file tier: how many, in a row */
-    uint32_t tracks;                  /* looked at, once for each run */
-    uint32_t taken;                   /* of them: those that came from the sidefile */
-    uint32_t pushed;                  /* slots given back and not yet announced */
+    bool zero;                  /* content is zero and the frame may hold anything */
+    bool blank;                 /* the target was looked at, and holds zeros there */
+    uint8_t damage;             /* of a source that is salvaged: enum tz_outcome, 0 while there is none */
+    uint8_t phase;              /* of the step function, source's or sink's; 0 to begin with */
+    uint32_t piece;             /* most bytes in the next request; 0: no limit */
+    uint32_t at;                /* bytes of the chunk that are loaded; while storing, the sink's */
+    uint32_t run;               /* bytes being loaded behind `at` */
+    uint64_t physical;          /* where the run lies on the volume */
+    uint32_t ready;             /* the read under way, or the last one, ends here in the chunk */
+    bool alone;                 /* after an error: one run of one track at a time */
+    uint32_t take_at, take_end; /* tracks of the run still to be looked at in `take`, from its first */
+    uint32_t slot;              /* the before-image being taken; TZ_SLOT_NONE: zeros */
+    uint32_t slots;             /* from the file tier: how many, in a row */
+    uint32_t tracks;            /* looked at, once for each run */
+    uint32_t taken;             /* of them: those that came from the sidefile */
+    uint32_t pushed;            /* slots given back and not yet announced */
     uint32_t take[TZ_CHUNK_TRACK_WORDS];
     struct iovec iov[TZ_CHUNK_IOVS];
     uint32_t asked;  /* bytes that the read has to bring at least */
@@ -207,19 +208,30 @@ struct tz_worker {
     _Atomic bool wake_posted;
 };
 
-/* How fast: a token bucket over all workers, and yielding to the application (pace.c). */
+/* How fast: token buckets over all workers, and yielding to the application (pace.c). */
 typedef struct tz_pace {
-    pthread_mutex_t lock;
-    uint64_t rate;    /* bytes a second; 0: no limit */
-    uint64_t next_ns; /* the bucket: when what was admitted is paid for */
+    /* Constant once prepared. */
+    uint64_t rate; /* bytes a second; 0: no limit */
     bool yields;
-    uint64_t look_ns;          /* of the last look at the application */
-    uint64_t updates;          /* the application's, until that look */
-    uint64_t seen;             /* of our requests, at that look */
-    _Atomic uint64_t requests; /* of ours */
-    _Atomic bool wide;         /* pieces */
-    uint32_t full;             /* chunks in flight over all workers, at full speed */
-    _Atomic uint32_t level;    /* the same, now */
+    uint64_t target_ns; /* of the application's latency; 0: `factor` times what is usual */
+    double factor;
+    uint32_t full;  /* chunks in flight over all workers, at full speed */
+    uint32_t gates; /* 0: nobody to yield to */
+
+    pthread_mutex_t lock;
+    uint64_t next_ns;       /* the bucket of chunks: when what was admitted is paid for */
+    uint64_t piece_next_ns; /* the same of pieces */
+    uint64_t look_ns;       /* of the last look at the application */
+    bool quiet;             /* since then nobody was disturbed */
+    tz_meter *meters;       /* one a gate */
+    tz_controller controller;
+
+    _Atomic bool waiting;        /* outside of its hours */
+    _Atomic uint64_t moved;      /* bytes read and written */
+    _Atomic uint64_t requests;   /* reads and writes: for tests */
+    _Atomic uint32_t depth;      /* chunks in flight over all workers, now */
+    _Atomic uint32_t piece;      /* most bytes of one request, now; 0: no limit */
+    _Atomic uint64_t piece_rate; /* bytes a second, of pieces, now; 0: no limit */
 } tz_pace;
 
 /* How many chunks in flight pay (depth.c). */
@@ -276,7 +288,7 @@ int tz_mover_file_open(tz_file *out, int fd, unsigned flags);
 /* ---- pipeline.c ---- */
 
 /* Runs a claimed chunk as far as it goes without waiting. */
-void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, void *frame, uint32_t piece);
+void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, void *frame);
 
 /* Ends what would never end by itself of a transfer that stops. */
 void tz_worker_interrupt(tz_worker *worker, tz_transfer *transfer);
@@ -303,13 +315,19 @@ void tz_worker_destroy(tz_worker *worker); /* after all were joined: they wake e
 
 /* ---- pace.c ---- */
 void tz_pace_create(tz_pace *pace, const tz_mover_config *config);
-uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes); /* 0: admitted; else ns to wait before asking again */
-void tz_pace_refund(tz_pace *pace, uint64_t bytes);
+int tz_pace_prepare(tz_mover *mover);                     /* after the last transfer was added: a meter a gate */
+uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes);    /* 0: admitted; else ns to wait before asking again */
+void tz_pace_refund(tz_pace *pace, uint64_t bytes);       /* what was admitted and not read */
+uint64_t tz_pace_take(tz_pace *pace, uint64_t bytes);     /* ns to wait before a piece of so many is begun */
 uint32_t tz_pace_depth(tz_mover *mover, uint32_t worker); /* chunks the worker may have in flight now */
 uint32_t tz_pace_piece(const tz_pace *pace);              /* most bytes to read or write at once; 0: no limit */
-void tz_pace_requested(tz_pace *pace);                    /* a read or write of ours was submitted */
-uint64_t tz_pace_interval(void);                          /* ns between looks */
+bool tz_pace_drains(const tz_activity *activity);         /* does this sidefile ask for speed? */
 void tz_pace_destroy(tz_pace *pace);
+
+static inline bool tz_pace_waits(const tz_pace *pace)
+{
+    return atomic_load_explicit(&pace->waiting, memory_order_relaxed);
+}
 
 /* ---- depth.c ---- */
 void tz_depth_init(tz_depth *depth, uint32_t least, uint32_t most, uint32_t workers); /* least == most: fixed */

@@ -160,6 +160,7 @@ int tz_mover_start(tz_mover *mover)
     if (mover->started)
         return -EBUSY;
     mover->started = true;
+    rc = tz_pace_prepare(mover);
     for (uint32_t i = 0; i < mover->count && rc == 0; i++)
         rc = tz_transfer_request(mover->transfers[i]);
     for (uint32_t i = 0; i < mover->config.workers && rc == 0; i++)
@@ -197,6 +198,23 @@ void tz_mover_cancel(tz_mover *mover)
     if (!mover->workers[0].running)
         for (uint32_t i = 0; i < mover->count; i++)
             tz_transfer_settle(mover->transfers[i]);
+}
+
+void tz_mover_rest(tz_mover *mover, bool rests)
+{
+    if (atomic_exchange(&mover->pace.waiting, rests) != rests && mover->started)
+        tz_mover_wake_all(mover);
+}
+
+void tz_mover_speed_get(tz_mover *mover, tz_mover_speed *out)
+{
+    tz_pace *pace = &mover->pace;
+
+    *out = (tz_mover_speed){.depth = atomic_load(&pace->depth),
+                            .piece = atomic_load(&pace->piece),
+                            .rate = atomic_load(&pace->piece_rate),
+                            .rests = atomic_load(&pace->waiting)};
+    out->yields = out->depth < pace->full || out->piece != 0;
 }
 
 static uint64_t get(_Atomic uint64_t *counter)

@@ -6,58 +6,165 @@
  * (`next_ns`). A chunk is admitted when that time is not ahead of now, and moves it by its length / rate; a pause
  * earns at most TZ_BURST_NS of credit. What turned out not to be read is refunded.
  *
- * Yielding: every TZ_LOOK_NS the sessions' update counters are looked at. While they move, one chunk is kept in flight
- * over all workers, in pieces, so that what an update finds in the device's queue is one request of ours; once they
- * rest, the level doubles at each look up to full depth. A sidefile that fills counts against yielding: from halfway
- * between its marks to the high one the level rises in proportion from one to full, because a punctured session
- * helps nobody.
+ * Yielding: every TZ_LOOK_NS the load that each gate publishes is looked at, and the controller says how many chunks may
+ * be in flight, in what pieces, and with what pauses between those (controller.h argues how). Here are its senses and
+ * its hands: the clock, the gates' memory, the pieces. A volume of which everything is copied is looked at no more.
  *
- * Pieces are narrow for an application that has few updates, for it feels each wait and leaves us the device anyway,
- * and wide for one that has more updates than we have requests: it keeps the queue full by itself, and gets as many
- * turns as we do, so narrow ones would not let the backup get anywhere.
- *
- * bench/intercept/README.md has the sweeps over pieces, levels and pressure behind the constants.
+ * Waiting (outside of its hours): nothing is begun but chunks that a sidefile needs copied, as long as it does.
  */
+#include <errno.h>
+#include <stdlib.h>
+
 #include "internal.h"
+#include "meter.h"
 
-#define TZ_BURST_NS    (20 * UINT64_C(1000000))
-#define TZ_LOOK_NS     (20 * UINT64_C(1000000))
-#define TZ_YIELD_LEVEL 1
+#define TZ_BURST_NS (20 * UINT64_C(1000000))
 
-#define TZ_NARROW_PIECE (256 * TZ_KIB)
-#define TZ_WIDE_PIECE   (512 * TZ_KIB)
+/* What an application that was there this long ago may still be about to ask for. */
+#define TZ_RECENT_NS (500 * UINT64_C(1000000))
 
-/* Updates for each request of ours: above this wide, below a quarter of it narrow, in between as before. */
-#define TZ_WIDE_UPDATES 1
+/* Rates of the controller are kept for pieces, not for chunks: no more than this is paid for in advance. */
+#define TZ_PAUSE_MOST_NS (100 * UINT64_C(1000000))
 
 void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
 {
     pthread_mutex_init(&pace->lock, NULL);
     pace->rate = config->rate;
-    pace->next_ns = 0;
+    pace->next_ns = pace->piece_next_ns = 0;
     pace->yields = config->opportunistic;
+    pace->target_ns = config->latency_ns;
+    pace->factor = config->latency_percent ? config->latency_percent / 100.0 : TZ_LATENCY_PERCENT / 100.0;
     pace->look_ns = 0;
-    pace->updates = pace->seen = 0;
-    atomic_init(&pace->requests, 0);
-    atomic_init(&pace->wide, false);
     pace->full = config->workers * config->depth;
-    atomic_init(&pace->level, pace->full);
+    pace->meters = NULL;
+    pace->gates = 0;
+    pace->quiet = false;
+    atomic_init(&pace->waiting, false);
+    atomic_init(&pace->moved, 0);
+    atomic_init(&pace->requests, 0);
+    atomic_init(&pace->depth, pace->full);
+    atomic_init(&pace->piece, 0);
+    atomic_init(&pace->piece_rate, 0);
 }
 
 void tz_pace_destroy(tz_pace *pace)
 {
+    free(pace->meters);
     pthread_mutex_destroy(&pace->lock);
 }
 
-uint64_t tz_pace_interval(void)
+/* ---- what the gates say ---- */
+
+static bool has_gate(const tz_transfer *transfer, tz_activity *activity)
 {
-    return TZ_LOOK_NS;
+    if (!transfer->source->ops->activity)
+        return false;
+    transfer->source->ops->activity(transfer->source, activity);
+    return true;
 }
 
-/* Chunks are at most 16 MiB, so the product fits. */
-static uint64_t cost(const tz_pace *pace, uint64_t bytes)
+/* The next gate from transfer *at on: files of one volume have been added in a row, and their gate counts once. `copying`:
+ * some of them are not yet through. False when there is none. */
+static bool next_gate(const tz_mover *mover, uint32_t *at, tz_activity *activity, bool *copying)
 {
-    return bytes * UINT64_C(1000000000) / pace->rate;
+    tz_activity other;
+
+    while (*at < mover->count && !has_gate(mover->transfers[*at], activity))
+        ++*at;
+    if (*at == mover->count)
+        return false;
+    *copying = false;
+    for (; *at < mover->count; ++*at) {
+        if (!has_gate(mover->transfers[*at], &other) || other.gate != activity->gate)
+            break;
+        *copying |= !atomic_load(&mover->transfers[*at]->ended);
+    }
+    return true;
+}
+
+int tz_pace_prepare(tz_mover *mover)
+{
+    tz_pace *pace = &mover->pace;
+    tz_controller_config config = {
+        .full = pace->full, .chunk_size = mover->config.chunk_size, .factor = pace->target_ns ? 0 : pace->factor};
+    uint64_t now = tz_mover_now(), last = 0;
+    uint32_t at = 0, gates = 0;
+    tz_activity activity;
+    bool copying;
+
+    while (pace->yields && next_gate(mover, &at, &activity, &copying))
+        gates++;
+    if (gates == 0)
+        return 0;
+    pace->meters = calloc(gates, sizeof(*pace->meters));
+    if (!pace->meters)
+        return -ENOMEM;
+    for (at = 0; pace->gates < gates && next_gate(mover, &at, &activity, &copying); pace->gates++) {
+        tz_meter_init(&pace->meters[pace->gates], pace->target_ns, activity.load, activity.usual, now);
+        last = tz_max_u64(last, tz_load_get(&activity.load->last_ns));
+    }
+    /* A clock of another time namespace: nothing is known, and the application is taken to be there. */
+    tz_controller_init(&pace->controller, &config, last <= now && now - last >= TZ_RECENT_NS, now);
+    return 0;
+}
+
+/* What a filling sidefile asks for: in proportion between the middle of the marks and the high one. At the low mark
+ * the order of copying changes, which costs the application nothing; speed does. */
+static double pressure_of(const tz_activity *activity)
+{
+    uint64_t from = activity->low + (activity->high - tz_min_u64(activity->low, activity->high)) / 2;
+    uint64_t span = activity->high > from ? activity->high - from : 1;
+
+    return activity->used > from ? tz_min_u64(activity->used - from, span) / (double)span : 0;
+}
+
+bool tz_pace_drains(const tz_activity *activity)
+{
+    return pressure_of(activity) > 0;
+}
+
+static void join(tz_reading *all, const tz_reading *one)
+{
+    if (one->fresh && (!all->fresh || one->now > all->now))
+        all->now = one->now;
+    all->standing = one->standing > all->standing ? one->standing : all->standing;
+    all->active |= one->active;
+    all->fresh |= one->fresh;
+    all->needs_quiet |= one->needs_quiet;
+}
+
+/* Under the lock: the load of all gates since the last look, and what follows from it. */
+static void look(tz_mover *mover, uint64_t now)
+{
+    tz_pace *pace = &mover->pace;
+    tz_sight sight = {.now_ns = now, .moved = atomic_load_explicit(&pace->moved, memory_order_relaxed)};
+    tz_activity activity;
+    uint32_t at = 0;
+    tz_press press;
+    bool copying;
+
+    for (uint32_t gate = 0; gate < pace->gates && next_gate(mover, &at, &activity, &copying); gate++) {
+        tz_reading reading;
+
+        if (!copying)
+            continue;
+        reading = tz_meter_look(&pace->meters[gate], activity.load, pace->quiet, now);
+        join(&sight.reading, &reading);
+        sight.pressure = pressure_of(&activity) > sight.pressure ? pressure_of(&activity) : sight.pressure;
+    }
+    press = tz_controller_look(&pace->controller, &sight);
+    pace->quiet = press.quiet;
+    atomic_store(&pace->depth, press.depth);
+    atomic_store(&pace->piece, press.piece);
+    atomic_store(&pace->piece_rate, press.rate);
+}
+
+/* ---- rates ---- */
+
+/* Chunks are at most 16 MiB, so the product fits. */
+static uint64_t cost(uint64_t rate, uint64_t bytes)
+{
+    return bytes * UINT64_C(1000000000) / rate;
 }
 
 uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes)
@@ -71,7 +178,7 @@ uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes)
     if (pace->next_ns > now)
         wait = pace->next_ns - now;
     else
-        pace->next_ns = tz_max_u64(pace->next_ns, now - tz_min_u64(now, TZ_BURST_NS)) + cost(pace, bytes);
+        pace->next_ns = tz_max_u64(pace->next_ns, now - tz_min_u64(now, TZ_BURST_NS)) + cost(pace->rate, bytes);
     pthread_mutex_unlock(&pace->lock);
     return wait;
 }
@@ -81,93 +188,64 @@ void tz_pace_refund(tz_pace *pace, uint64_t bytes)
     if (pace->rate == 0)
         return;
     pthread_mutex_lock(&pace->lock);
-    pace->next_ns -= tz_min_u64(pace->next_ns, cost(pace, bytes));
+    pace->next_ns -= tz_min_u64(pace->next_ns, cost(pace->rate, bytes));
     pthread_mutex_unlock(&pace->lock);
 }
 
-/* What a filling sidefile asks for: in proportion between the middle of the marks and the high one. At the low mark
- * the order of copying changes, which costs the application nothing; speed does. */
-static uint32_t level_for(const tz_activity *activity, uint32_t full)
+/* No credit for the past: what was not used was the application's. */
+uint64_t tz_pace_take(tz_pace *pace, uint64_t bytes)
 {
-    uint32_t from = activity->low + (activity->high - tz_min_u64(activity->low, activity->high)) / 2;
-    uint64_t span = activity->high > from ? activity->high - from : 1;
-    uint64_t over = activity->used > from ? activity->used - from : 0;
+    uint64_t rate = atomic_load_explicit(&pace->piece_rate, memory_order_relaxed), now, begin;
 
-    return (uint32_t)tz_min_u64(full, TZ_YIELD_LEVEL + full * over / span);
-}
-
-/* Under the lock: wide pieces or narrow ones, from what happened since the last look. */
-static void choose_pieces(tz_pace *pace, uint64_t updates)
-{
-    uint64_t requests = atomic_load_explicit(&pace->requests, memory_order_relaxed);
-    uint64_t theirs = updates - tz_min_u64(pace->updates, updates), ours = requests - pace->seen;
-
-    pace->seen = requests;
-    /* Under a rate ours are few because the user says so. */
-    if (theirs > ours * TZ_WIDE_UPDATES && pace->rate == 0)
-        atomic_store(&pace->wide, true);
-    else if (4 * theirs < ours * TZ_WIDE_UPDATES)
-        atomic_store(&pace->wide, false);
-}
-
-/* Under the lock: the activity of all gates since the last look, and the level that follows from it. */
-static void look(tz_mover *mover)
-{
-    tz_pace *pace = &mover->pace;
-    uint32_t level = TZ_YIELD_LEVEL;
-    uint64_t updates = 0;
-    const void *gate = NULL;
-
-    for (uint32_t i = 0; i < mover->count; i++) {
-        tz_transfer *transfer = mover->transfers[i];
-        tz_activity activity;
-
-        if (!transfer->source->ops->activity)
-            continue;
-        transfer->source->ops->activity(transfer->source, &activity);
-        /* Files of one volume have been added in a row, and its updates count once. */
-        if (activity.gate != gate)
-            updates += activity.updates;
-        gate = activity.gate;
-        if (!atomic_load(&transfer->ended))
-            level = (uint32_t)tz_max_u64(level, level_for(&activity, pace->full));
+    if (pace->yields) {
+        atomic_fetch_add_explicit(&pace->moved, bytes, memory_order_relaxed);
+        atomic_fetch_add_explicit(&pace->requests, 1, memory_order_relaxed);
     }
-    if (updates == pace->updates)
-        level = (uint32_t)tz_min_u64(pace->full, 2 * (uint64_t)atomic_load(&pace->level));
-    choose_pieces(pace, updates);
-    pace->updates = updates;
-    atomic_store(&pace->level, level);
+    if (rate == 0)
+        return 0;
+    now = tz_mover_now();
+    pthread_mutex_lock(&pace->lock);
+    begin = tz_max_u64(now, tz_min_u64(pace->piece_next_ns, now + TZ_PAUSE_MOST_NS));
+    pace->piece_next_ns = begin + cost(rate, bytes);
+    pthread_mutex_unlock(&pace->lock);
+    return begin - now;
+}
+
+/* ---- depth and pieces ---- */
+
+static uint32_t depth_while_waiting(tz_mover *mover)
+{
+    tz_activity activity;
+    uint32_t at = 0;
+    bool copying;
+
+    while (next_gate(mover, &at, &activity, &copying))
+        if (copying && activity.used > activity.low)
+            return atomic_load(&mover->pace.depth);
+    return 0;
 }
 
 uint32_t tz_pace_depth(tz_mover *mover, uint32_t worker)
 {
     tz_pace *pace = &mover->pace;
-    uint32_t level, workers = mover->config.workers;
+    uint32_t depth, workers = mover->config.workers;
     uint64_t now;
 
-    if (!pace->yields)
-        return mover->config.depth;
-    now = tz_mover_now();
-    pthread_mutex_lock(&pace->lock);
-    if (now - pace->look_ns >= TZ_LOOK_NS) {
-        look(mover);
-        pace->look_ns = now;
+    if (pace->gates > 0) {
+        now = tz_mover_now();
+        pthread_mutex_lock(&pace->lock);
+        if (now - pace->look_ns >= TZ_LOOK_NS) {
+            look(mover, now);
+            pace->look_ns = now;
+        }
+        pthread_mutex_unlock(&pace->lock);
     }
-    level = atomic_load(&pace->level);
-    pthread_mutex_unlock(&pace->lock);
+    depth = tz_pace_waits(pace) ? depth_while_waiting(mover) : atomic_load(&pace->depth);
     /* Low workers first: ordered sinks are served by worker 0. */
-    return level / workers + (worker < level % workers);
+    return depth / workers + (worker < depth % workers);
 }
 
 uint32_t tz_pace_piece(const tz_pace *pace)
 {
-    if (!pace->yields || atomic_load(&pace->level) >= pace->full)
-        return 0;
-    return atomic_load(&pace->wide) ? TZ_WIDE_PIECE : TZ_NARROW_PIECE;
-}
-
-void tz_pace_requested(tz_pace *pace)
-{
-    if (pace->yields)
-        atomic_fetch_add_explicit(&pace->requests, 1, memory_order_relaxed);
+    return atomic_load_explicit(&pace->piece, memory_order_relaxed);
 }

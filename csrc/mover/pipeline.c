@@ -52,39 +52,68 @@ static void op_done(tz_io_op *op, int64_t result)
     advance(chunk);
 }
 
+static void pause_over(tz_io_op *op, int64_t result)
+{
+    tz_chunk *chunk = op->user;
+
+    (void)result;
+    chunk->pausing = chunk->interruptible = false;
+    if (!atomic_load(&chunk->transfer->stopping)) {
+        begin_wait(chunk);
+        tz_io_submit(chunk->worker->io, &chunk->op);
+        return;
+    }
+    chunk->pending = false;
+    advance(chunk);
+}
+
+/* Begins the operation when the pace lets it. */
+static void begin(tz_chunk *chunk, uint64_t bytes)
+{
+    uint64_t wait = tz_pace_take(&chunk->worker->mover->pace, bytes);
+
+    if (wait == 0) {
+        begin_wait(chunk);
+        tz_io_submit(chunk->worker->io, &chunk->op);
+        return;
+    }
+    chunk->pending = true;
+    chunk->pause = (tz_io_op){.opcode = TZ_IO_TIMEOUT, .length = wait, .done = pause_over, .user = chunk};
+    chunk->pausing = chunk->interruptible = true;
+    tz_io_submit(chunk->worker->io, &chunk->pause);
+}
+
+static void begin_transfer(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint32_t iovs, uint64_t offset)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < iovs; i++)
+        bytes += chunk->iov[i].iov_len;
+    chunk->op = (tz_io_op){
+        .opcode = opcode, .fd = fd, .offset = offset, .iov = chunk->iov, .iovs = iovs, .done = op_done, .user = chunk};
+    begin(chunk, bytes);
+}
+
 void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
 {
-    begin_wait(chunk);
-    chunk->op.user = chunk;
-    tz_pace_requested(&chunk->worker->mover->pace);
-    tz_io_read(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
+    chunk->iov[0] = (struct iovec){buffer, length};
+    begin_transfer(chunk, TZ_IO_READ, fd, 1, offset);
 }
 
 void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
 {
-    begin_wait(chunk);
-    chunk->op = (tz_io_op){.opcode = TZ_IO_READ,
-                           .fd = fd,
-                           .offset = offset,
-                           .iov = chunk->iov,
-                           .iovs = iovs,
-                           .done = op_done,
-                           .user = chunk};
-    tz_pace_requested(&chunk->worker->mover->pace);
-    tz_io_submit(chunk->worker->io, &chunk->op);
+    begin_transfer(chunk, TZ_IO_READ, fd, iovs, offset);
 }
 
 void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
 {
-    begin_wait(chunk);
     chunk->retried = false;
     chunk->again.fd = fd;
     chunk->again.buffer = buffer;
     chunk->again.length = length;
     chunk->again.offset = offset;
-    chunk->op.user = chunk;
-    tz_pace_requested(&chunk->worker->mover->pace);
-    tz_io_write(chunk->worker->io, &chunk->op, fd, buffer, length, offset, op_done);
+    chunk->iov[0] = (struct iovec){buffer, length};
+    begin_transfer(chunk, TZ_IO_WRITE, fd, 1, offset);
 }
 
 static void submit_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)
@@ -292,6 +321,8 @@ static void advance(tz_chunk *chunk)
             retire(chunk, false);
             return;
         }
+        /* An application that has come back meets no chunk that goes on as it began. */
+        chunk->piece = tz_pace_piece(&chunk->worker->mover->pace);
         switch (chunk->state) {
         case TZ_CHUNK_LOOKING:
             rc = transfer->sink->ops->look(transfer->sink, chunk);
@@ -328,7 +359,7 @@ static void advance(tz_chunk *chunk)
     }
 }
 
-void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, void *frame, uint32_t piece)
+void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, void *frame)
 {
     assert(chunk->state == TZ_CHUNK_FREE);
     chunk->transfer = transfer;
@@ -341,7 +372,6 @@ void tz_chunk_start(tz_chunk *chunk, tz_transfer *transfer, uint64_t number, voi
     chunk->blank = false;
     chunk->damage = 0;
     chunk->phase = 0;
-    chunk->read_piece = chunk->write_piece = piece;
     chunk->at = chunk->run = chunk->ready = 0;
     chunk->alone = false;
     chunk->bounced.place = NULL;
@@ -363,7 +393,7 @@ void tz_worker_interrupt(tz_worker *worker, tz_transfer *transfer)
         if (chunk->transfer != transfer || chunk->state == TZ_CHUNK_FREE)
             continue;
         if (chunk->pending && chunk->interruptible)
-            tz_io_cancel(worker->io, &chunk->op);
+            tz_io_cancel(worker->io, chunk->pausing ? &chunk->pause : &chunk->op);
         else if (chunk->state == TZ_CHUNK_PARKED)
             retire(chunk, false);
     }

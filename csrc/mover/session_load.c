@@ -221,8 +221,8 @@ static uint32_t slots_in_a_row(const tz_session_view *view, const tz_chunk *chun
 {
     uint32_t most = chunk->take_end - chunk->take_at, n = 1;
 
-    if (chunk->read_piece)
-        most = (uint32_t)tz_min_u64(most, tz_max_u64(1, chunk->read_piece >> view->track_shift));
+    if (chunk->piece)
+        most = (uint32_t)tz_min_u64(most, tz_max_u64(1, chunk->piece >> view->track_shift));
     while (n < most && takes(chunk, chunk->take_at + n)) {
         uint64_t track = first_track(view, chunk) + chunk->take_at + n;
 
@@ -381,7 +381,7 @@ static bool find_next(tz_chunk *chunk, tz_run_find find, uint32_t *at, tz_extent
 /* Adds what follows the run on the volume to its read, as long as it is to be read and lies well. */
 static uint32_t add_runs(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
 {
-    uint64_t most = chunk->read_piece ? tz_max_u64(chunk->read_piece, view->track_size) : chunk->length;
+    uint64_t most = chunk->piece ? tz_max_u64(chunk->piece, view->track_size) : chunk->length;
     uint32_t iovs = 1, at = chunk->ready, length;
     tz_extent run;
 
@@ -470,7 +470,7 @@ static int next_run(tz_session_view *view, tz_chunk *chunk, tz_run_find find)
         return 0;
     materialize(chunk, chunk->at);
     chunk->physical = run.physical;
-    chunk->run = cut(view, chunk, &run, chunk->alone ? view->track_size : chunk->read_piece);
+    chunk->run = cut(view, chunk, &run, chunk->alone ? view->track_size : chunk->piece);
     if (chunk->at < chunk->ready || all_preserved(view, chunk, chunk->physical, chunk->run)) {
         validate(view, chunk);
         return 0;

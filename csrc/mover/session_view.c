@@ -30,7 +30,8 @@ void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
     const tz_session_header *header = view->header;
 
     out->gate = header;
-    out->updates = atomic_load_explicit(&header->updates, memory_order_relaxed);
+    out->load = &header->load;
+    out->usual = &header->usual;
     out->used = atomic_load_explicit(&header->used_slots, memory_order_relaxed);
     out->low = view->plan.low_mark;
     out->high = view->plan.high_mark;

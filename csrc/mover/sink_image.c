@@ -89,8 +89,8 @@ static int write_from(image_sink *sink, tz_chunk *chunk, uint32_t at)
                 continue;
             end = run;
         }
-        if (chunk->write_piece)
-            end = (uint32_t)tz_min_u64(end, at + chunk->write_piece);
+        if (chunk->piece)
+            end = (uint32_t)tz_min_u64(end, at + chunk->piece);
         chunk->phase = IMAGE_WRITING;
         chunk->at = end;
         chunk->written += end - at;

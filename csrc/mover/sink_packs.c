@@ -157,7 +157,7 @@ typedef struct packs_sink {
 static int write_piece(tz_chunk *chunk, int fd)
 {
     uint32_t bytes = (uint32_t)tz_align_up(chunk->length, TZ_FRAME_ALIGN), left = bytes - chunk->at;
-    uint32_t piece = chunk->write_piece ? (uint32_t)tz_min_u64(chunk->write_piece, left) : left, at = chunk->at;
+    uint32_t piece = chunk->piece ? (uint32_t)tz_min_u64(chunk->piece, left) : left, at = chunk->at;
 
     if (left == 0) {
         TZ_CRASH_POINT("pack.written");

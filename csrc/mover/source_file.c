@@ -108,7 +108,7 @@ static int bridge(file_source *source, uint64_t at, uint64_t limit, uint64_t *le
 
 static void submit_read(file_source *source, tz_chunk *chunk, uint64_t length)
 {
-    uint64_t most = chunk->read_piece ? chunk->read_piece : chunk->length;
+    uint64_t most = chunk->piece ? chunk->piece : chunk->length;
     uint32_t grain = source->file.offset_align;
 
     /* Nothing but the zeros of holes lies before: now they have to be there. */

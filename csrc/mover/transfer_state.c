@@ -93,6 +93,20 @@ bool tz_transfer_enter(tz_transfer *transfer)
     return enter;
 }
 
+/* Outside of its hours the mover takes what a sidefile needs copied, and in order only where there is no other way. */
+static bool may_go_on(const tz_transfer *transfer)
+{
+    const tz_source *source = transfer->source;
+    tz_activity activity;
+
+    if (!tz_pace_waits(&transfer->mover->pace))
+        return true;
+    if (!source->ops->activity || (source->ops->ahead && !transfer->sink->ops->ordered))
+        return false;
+    source->ops->activity(source, &activity);
+    return tz_pace_drains(&activity);
+}
+
 /* The next chunk in order, or one that the source wants ahead of order. */
 static int choose(tz_transfer *transfer, uint64_t *number)
 {
@@ -108,6 +122,8 @@ static int choose(tz_transfer *transfer, uint64_t *number)
         if (rc != 0)
             return rc;
     }
+    if (!may_go_on(transfer))
+        return 0;
     transfer->cursor = tz_bitmap_next_clear(&transfer->claimed, transfer->cursor);
     assert(transfer->cursor < transfer->chunks);
     *number = transfer->cursor++;

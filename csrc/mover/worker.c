@@ -121,7 +121,7 @@ static bool serve(tz_worker *worker, tz_transfer *transfer, uint32_t depth)
         tz_transfer_leave(transfer, false);
         return false;
     }
-    tz_chunk_start(free_chunk(worker), transfer, number, frame, tz_pace_piece(&worker->mover->pace));
+    tz_chunk_start(free_chunk(worker), transfer, number, frame);
     return true;
 }
 
@@ -158,8 +158,9 @@ static uint32_t depth_now(tz_worker *worker)
         tz_depth_disturbed(&mover->depth);
     else
         depth = atomic_load_explicit(&mover->depth.limit, memory_order_relaxed);
-    if (depth == 0)
-        arm_timer(worker, tz_pace_interval());
+    /* While it waits for its hours, it may find nothing to do and yet has to look. */
+    if (depth == 0 || tz_pace_waits(&mover->pace))
+        arm_timer(worker, TZ_LOOK_NS);
     return depth;
 }
 

@@ -49,13 +49,19 @@ static void on_drained(tz_io_op *op, int64_t result)
 
 void tz_session_installed(tz_session *session)
 {
+    tz_session_header *h = tz_session_header_of(session);
+
+    tz_load_copy(&h->usual, &session->volume->load);
+    atomic_store(&h->load.reads_in_flight, atomic_load(&h->usual.reads_in_flight));
+    atomic_store(&h->load.updates_in_flight, atomic_load(&h->usual.updates_in_flight));
+    atomic_store(&h->load.last_ns, atomic_load(&h->usual.last_ns));
     session->installed = session->active = true;
     session->watch.opcode = TZ_IO_POLL;
     session->watch.fd = session->drain_fd;
     session->watch.arg = POLLIN;
     session->watch.done = on_drained;
     session->watch.user = session;
-    atomic_store(&tz_session_header_of(session)->state, TZ_SESSION_ACTIVE);
+    atomic_store(&h->state, TZ_SESSION_ACTIVE);
     watch(session);
 }
 
@@ -233,5 +239,16 @@ void tz_session_report_get(const tz_session *session, tz_session_report *out)
         .used_slots = atomic_load(&h->used_slots),
         .high_water = atomic_load(&h->high_water),
         .track_size = session->track_size,
+        .reads_in_flight = atomic_load(&h->load.reads_in_flight),
+        .updates_in_flight = atomic_load(&h->load.updates_in_flight),
+        .reads = tz_load_get(&h->load.histograms[TZ_LOAD_READS].count),
+        .read_bytes = tz_load_get(&h->load.read_bytes),
+        .written_bytes = tz_load_get(&h->load.written_bytes),
+        .read_p50_ns = tz_load_quantile(&h->load.histograms[TZ_LOAD_READS], 0.5),
+        .read_p99_ns = tz_load_quantile(&h->load.histograms[TZ_LOAD_READS], 0.99),
+        .update_p50_ns = tz_load_quantile(&h->load.histograms[TZ_LOAD_UPDATES], 0.5),
+        .update_p99_ns = tz_load_quantile(&h->load.histograms[TZ_LOAD_UPDATES], 0.99),
+        .usual_read_p99_ns = tz_load_quantile(&h->usual.histograms[TZ_LOAD_READS], 0.99),
+        .usual_update_p99_ns = tz_load_quantile(&h->usual.histograms[TZ_LOAD_UPDATES], 0.99),
     };
 }

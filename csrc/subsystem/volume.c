@@ -135,6 +135,7 @@ void tz_volume_stats_get(const tz_volume *volume, tz_volume_stats *out)
     out->in_flight = volume->gate.in_flight;
     for (const tz_session *s = volume->gate.sessions; s; s = tz_gate_next_session(s))
         out->sessions++;
+    tz_volume_load_stats(volume, out);
 }
 
 /* ---- the end of a request ---- */
@@ -171,6 +172,7 @@ void tz_volume_finish(tz_volume *volume, tz_request *request, int64_t result)
 {
     assert(!request->volume.bounce);
     volume->requests--;
+    tz_volume_load_ended(volume, request, result >= 0);
     if (result < 0)
         volume->stats.errors++;
     else
@@ -319,6 +321,7 @@ void tz_volume_submit(tz_volume *volume, tz_request *request)
         tz_volume_finish(volume, request, 0);
         return;
     }
+    tz_volume_load_arrived(volume, request);
     switch (request->kind) {
     case TZ_REQUEST_READ:
         submit_read(volume, request);

@@ -15,6 +15,7 @@
 #ifndef TZ_VOLUME_PRIVATE_H
 #define TZ_VOLUME_PRIVATE_H
 
+#include "tz/load.h"
 #include "tz/volume.h"
 
 #include "gate_private.h"
@@ -59,6 +60,7 @@ struct tz_volume {
     tz_queue starved;
 
     uint64_t requests; /* submitted and not done */
+    tz_load load;      /* its histograms: while no session is installed */
     tz_volume_stats stats;
 };
 
@@ -88,6 +90,13 @@ void *tz_volume_take_bounce(tz_volume *volume);
 /* Gives it to the first who waits for one, if any. */
 void tz_volume_give_bounce(tz_volume *volume, tz_request *request);
 void tz_volume_read_piece(tz_volume *volume, tz_request *request); /* with its bounce buffer */
+
+/* volume_load.c: of reads and updates */
+void tz_volume_load_arrived(tz_volume *volume, tz_request *request);
+void tz_volume_load_issued(tz_volume *volume, tz_request *request);                 /* a piece of an update */
+void tz_volume_load_piece_ended(tz_volume *volume, tz_request *request, bool good); /* the same */
+void tz_volume_load_ended(tz_volume *volume, tz_request *request, bool good);
+void tz_volume_load_stats(const tz_volume *volume, tz_volume_stats *out);
 
 /* volume_update.c */
 void tz_volume_update(tz_volume *volume, tz_request *request);

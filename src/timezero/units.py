@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import NamedTuple
 
 from timezero.errors import UsageError
 
@@ -17,6 +18,7 @@ _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([KMGTP]?)(I?B)?", re.IGNORECASE | re.ASCII)
 _MICROSECONDS = {"us": 1, "ms": 1000, "s": 1_000_000, "": 1_000_000, "m": 60_000_000, "min": 60_000_000}
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(us|ms|s|min|m|)", re.IGNORECASE | re.ASCII)
+_FACTOR = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)x", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -53,6 +55,23 @@ def parse_duration_us(text: str) -> int:
     if value >= 2**40:
         raise UsageError(f"{text!r} is longer than any job")
     return value
+
+
+class LatencyTarget(NamedTuple):
+    """Of an application's latency. ns: absolute; 0: `percent` of what is usual."""
+
+    ns: int
+    percent: int
+
+
+def parse_latency_target(text: str) -> LatencyTarget:
+    """`2ms`, `500us`, or `1.25x`, times what is usual, from 1x to 1000x. Raises UsageError."""
+    match = _FACTOR.fullmatch(text.strip())
+    if match and 1 <= float(match[1]) <= 1000:
+        return LatencyTarget(0, round(100 * float(match[1])))
+    if match or not _DURATION.fullmatch(text.strip()):
+        raise UsageError(f"{text!r} is not a latency target: write 2ms, 500us, or 1.25x of what is usual")
+    return LatencyTarget(1000 * parse_duration_us(text), 0)
 
 
 def format_size(count: float) -> str:

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Giving way: how many chunks are in flight, and in what pieces, for an application that rests, has few updates, or
- * keeps the device full; for a sidefile that fills. And that chunks in pieces are T0 all the same.
+ * Giving way: how many chunks are in flight, and in what pieces, for an application that rests or comes back, for a
+ * sidefile that fills, and outside of the mover's hours. And that chunks in pieces are T0 all the same. (What an
+ * application's latencies do: test_mover_controller.c.)
  */
 #include "../../csrc/mover/internal.h"
 #include "fake_gate.h"
@@ -16,6 +17,7 @@ typedef struct rig {
     tz_transfer transfer, *transfers[2];
     tz_source source;
     tz_activity now;
+    tz_load load, usual;
 } rig;
 
 static void tell_activity(const tz_source *source, tz_activity *out)
@@ -25,26 +27,33 @@ static void tell_activity(const tz_source *source, tz_activity *out)
 
 static const tz_source_ops rig_ops = {.activity = tell_activity};
 
-static void rig_make(rig *r)
+static void rig_make(rig *r, bool opportunistic)
 {
-    *r = (rig){.now = {.gate = r, .low = 100, .high = 300}};
+    memset(r, 0, sizeof(*r));
+    r->now = (tz_activity){.gate = r, .load = &r->load, .usual = &r->usual, .low = 100, .high = 300};
     r->source.ops = &rig_ops;
     r->transfer.source = &r->source;
     r->transfers[0] = r->transfers[1] = &r->transfer; /* two files of one volume, where both count */
     r->mover.transfers = r->transfers;
-    r->mover.count = 1;
-    r->mover.config = (tz_mover_config){.workers = 1, .depth = DEPTH, .opportunistic = true};
+    r->mover.count = 2;
+    r->mover.config =
+        (tz_mover_config){.workers = 1, .depth = DEPTH, .chunk_size = BIG_CHUNK, .opportunistic = opportunistic};
     tz_pace_create(&r->mover.pace, &r->mover.config);
+    CHECK_EQ(tz_pace_prepare(&r->mover), 0);
 }
 
-/* A look's time passes in which so much happens; the depth then. */
-static uint32_t pass(rig *r, uint32_t updates, uint32_t requests)
+/* So many looks pass, with a request before each; the depth then. */
+static uint32_t pass(rig *r, uint32_t looks, bool active)
 {
-    r->now.updates += updates;
-    for (uint32_t i = 0; i < requests; i++)
-        tz_pace_requested(&r->mover.pace);
-    usleep((useconds_t)(tz_pace_interval() / 1000 + 1000));
-    return tz_pace_depth(&r->mover, 0);
+    uint32_t depth = 0;
+
+    for (uint32_t i = 0; i < looks; i++) {
+        if (active)
+            tz_load_bump(&r->load.arrived, 1);
+        usleep((useconds_t)(TZ_LOOK_NS / 1000 + 1000));
+        depth = tz_pace_depth(&r->mover, 0);
+    }
+    return depth;
 }
 
 static uint32_t piece(rig *r)
@@ -57,56 +66,61 @@ static uint32_t piece(rig *r)
 
 static void an_application_that_rests_gets_nothing_held_back(void)
 {
+    tz_mover_speed speed;
     rig r;
 
-    rig_make(&r);
-    CHECK_EQ(pass(&r, 10, 1), 1);
+    rig_make(&r, true);
+    CHECK_EQ(r.mover.pace.gates, 1);
+    CHECK_EQ(pass(&r, 2, true), 1);
     CHECK(piece(&r) > 0);
-    CHECK_EQ(pass(&r, 0, 1), 2);
-    CHECK_EQ(pass(&r, 0, 1), 4);
-    CHECK_EQ(pass(&r, 0, 1), DEPTH);
+    tz_mover_speed_get(&r.mover, &speed);
+    CHECK(speed.yields && speed.depth == 1);
+    /* 21 ms a look, and more on a busy machine. */
+    CHECK_EQ(pass(&r, 45, false), DEPTH);
     CHECK_EQ(piece(&r), 0);
-    CHECK_EQ(pass(&r, 1, 1), 1);
+    tz_mover_speed_get(&r.mover, &speed);
+    CHECK(!speed.yields);
+    CHECK_EQ(pass(&r, 1, true), 1);
     CHECK(piece(&r) > 0);
+    /* A request that does not end is an application, too. */
+    atomic_store(&r.load.updates_in_flight, 1);
+    CHECK_EQ(pass(&r, 45, false), 1);
     tz_pace_destroy(&r.mover.pace);
 }
 
-static void pieces_follow_the_updates_for_each_of_our_requests(void)
+/* Reads of a volume that is not written to count. */
+static void reads_count(void)
 {
-    uint32_t narrow;
     rig r;
 
-    rig_make(&r);
-    CHECK_EQ(pass(&r, 10, 100), 1);
-    narrow = piece(&r);
-    CHECK_EQ(pass(&r, 200, 100), 1);
-    CHECK(piece(&r) > narrow);
-    /* In between: as before, on the way down as on the way up. */
-    pass(&r, 50, 100);
-    CHECK(piece(&r) > narrow);
-    pass(&r, 10, 100);
-    CHECK_EQ(piece(&r), narrow);
-    pass(&r, 50, 100);
-    CHECK_EQ(piece(&r), narrow);
-    /* Few requests because of a rate. */
-    r.mover.pace.rate = TZ_MIB;
-    pass(&r, 200, 100);
-    CHECK_EQ(piece(&r), narrow);
+    rig_make(&r, true);
+    CHECK_EQ(pass(&r, 45, false), DEPTH);
+    atomic_store(&r.load.reads_in_flight, 1);
+    CHECK_EQ(pass(&r, 1, false), 1);
     tz_pace_destroy(&r.mover.pace);
 }
 
-/* Their gate tells each of them of the same updates. */
-static void updates_count_once_however_many_files_are_behind_a_gate(void)
+static void nobody_is_given_way_to_when_all_is_copied(void)
 {
-    uint32_t narrow;
     rig r;
 
-    rig_make(&r);
-    r.mover.count = 2;
-    CHECK_EQ(pass(&r, 10, 100), 1);
-    narrow = piece(&r);
-    pass(&r, 80, 100);
-    CHECK_EQ(piece(&r), narrow);
+    rig_make(&r, true);
+    CHECK_EQ(pass(&r, 1, true), 1);
+    atomic_store(&r.transfer.ended, true);
+    CHECK_EQ(pass(&r, 45, true), DEPTH);
+    tz_pace_destroy(&r.mover.pace);
+}
+
+static void an_application_that_rested_before_gets_no_grace(void)
+{
+    rig r;
+
+    rig_make(&r, true);
+    tz_pace_destroy(&r.mover.pace);
+    atomic_store(&r.load.last_ns, tz_mover_now() - UINT64_C(2000000000));
+    tz_pace_create(&r.mover.pace, &r.mover.config);
+    CHECK_EQ(tz_pace_prepare(&r.mover), 0);
+    CHECK_EQ(tz_pace_depth(&r.mover, 0), DEPTH);
     tz_pace_destroy(&r.mover.pace);
 }
 
@@ -114,33 +128,66 @@ static void a_sidefile_that_fills_counts_against_giving_way(void)
 {
     rig r;
 
-    rig_make(&r);
+    rig_make(&r, true);
     r.now.used = 200; /* halfway between the marks */
-    CHECK_EQ(pass(&r, 10, 1), 1);
-    r.now.used = 250;
-    CHECK_EQ(pass(&r, 10, 1), 1 + DEPTH / 2);
+    CHECK_EQ(pass(&r, 1, true), 1);
+    r.now.used = 299;
+    CHECK(pass(&r, 1, true) > 1);
     r.now.used = 300;
-    CHECK_EQ(pass(&r, 10, 1), DEPTH);
+    CHECK_EQ(pass(&r, 1, true), DEPTH);
     CHECK_EQ(piece(&r), 0);
     /* Marks of nonsense divide nothing by zero. */
     r.now.low = r.now.high = 0;
-    CHECK_EQ(pass(&r, 10, 1), DEPTH);
+    CHECK_EQ(pass(&r, 1, true), DEPTH);
     r.now.low = UINT32_MAX;
-    CHECK_EQ(pass(&r, 10, 1), 1);
+    CHECK_EQ(pass(&r, 1, true), 1);
     tz_pace_destroy(&r.mover.pace);
 }
 
-static void fixed_speed_knows_no_pieces(void)
+static void full_speed_knows_no_pieces(void)
 {
     rig r;
 
-    rig_make(&r);
-    r.mover.config.opportunistic = false;
-    tz_pace_destroy(&r.mover.pace);
-    tz_pace_create(&r.mover.pace, &r.mover.config);
-    CHECK_EQ(pass(&r, 10, 1), DEPTH);
+    rig_make(&r, false);
+    CHECK_EQ(pass(&r, 1, true), DEPTH);
     CHECK_EQ(piece(&r), 0);
+    CHECK_EQ(tz_pace_take(&r.mover.pace, BIG_CHUNK), 0);
     tz_pace_destroy(&r.mover.pace);
+}
+
+/* At a rate of the controller's pieces are told to wait for each other, for no longer than a moment. */
+static void pieces_are_paced(void)
+{
+    uint64_t first, second;
+    rig r;
+
+    rig_make(&r, true);
+    atomic_store(&r.mover.pace.piece_rate, 64 * TZ_MIB);
+    first = tz_pace_take(&r.mover.pace, TZ_MIB);
+    second = tz_pace_take(&r.mover.pace, TZ_MIB);
+    CHECK_EQ(first, 0);
+    CHECK(second > 10000000 && second <= 15625000);
+    for (int i = 0; i < 100; i++)
+        CHECK(tz_pace_take(&r.mover.pace, 16 * TZ_MIB) <= 100000000);
+    tz_pace_destroy(&r.mover.pace);
+}
+
+/* ---- outside of its hours ---- */
+
+static void a_mover_that_rests_begins_nothing(void)
+{
+    for (int opportunistic = 0; opportunistic < 2; opportunistic++) {
+        rig r;
+
+        rig_make(&r, opportunistic);
+        atomic_store(&r.mover.pace.waiting, true);
+        CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
+        r.now.used = 101; /* past the low mark: what a sidefile needs copied */
+        CHECK(tz_pace_depth(&r.mover, 0) > 0);
+        atomic_store(&r.transfer.ended, true);
+        CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
+        tz_pace_destroy(&r.mover.pace);
+    }
 }
 
 /* ---- chunks in pieces ---- */
@@ -269,15 +316,85 @@ static void runs_of_the_file_tier_are_read_at_once(void)
     CHECK(requests_for_tier(true) > 500);
 }
 
+/* What only a mover that goes on copies, and what a sidefile that fills makes it copy all the same. */
+static void a_sidefile_is_drained_outside_of_its_hours(void)
+{
+    for (int mode = 0; mode < 2; mode++) {
+        tz_mover_config config = {.workers = 1, .depth = 2, .chunk_size = BIG_CHUNK, .opportunistic = mode};
+        tz_transfer_report report;
+        tz_bufspace *space;
+        tz_mover *mover;
+        world w;
+
+        world_make(&w, 1000, 0);
+        w.gate.h->low_mark = 20;
+        w.gate.h->high_mark = 800;
+        CHECK_EQ(tz_bufspace_create(&space, BIG_CHUNK, 6, 2, 0), 0);
+        CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
+        CHECK_EQ(tz_mover_add(mover, fake_gate_source(&w.gate), image_sink_of(w.target, VOLUME, true, 0), NULL), 0);
+        tz_mover_rest(mover, true);
+        CHECK_EQ(tz_mover_start(mover), 0);
+        CHECK_EQ(tz_mover_wait(mover, 200000000), 0);
+        CHECK_EQ(tz_mover_bytes_done(mover), 0);
+        for (uint64_t track = 0; track < 256; track++) /* the first chunk */
+            fake_gate_update(&w.gate, track, track | 1);
+        for (int i = 0; i < 200 && tz_mover_bytes_done(mover) == 0; i++)
+            CHECK_EQ(tz_mover_wait(mover, 50000000), 0);
+        CHECK_EQ(tz_mover_wait(mover, 200000000), 0);
+        tz_mover_report_get(mover, 0, &report);
+        CHECK_EQ(report.bytes_done, BIG_CHUNK);
+        CHECK_EQ(report.chunks_ahead, 1);
+        tz_mover_rest(mover, false);
+        CHECK_EQ(tz_mover_wait(mover, WAIT_NS), 1);
+        tz_mover_report_get(mover, 0, &report);
+        CHECK_EQ(report.error, 0);
+        CHECK(same_content(w.t0, w.target));
+        tz_mover_destroy(mover);
+        tz_bufspace_destroy(space);
+        world_remove(&w);
+    }
+}
+
+/* Cancelling ends pauses between pieces, and what waits for its hours. */
+static void what_waits_can_be_cancelled(void)
+{
+    const tz_mover_config config = {.workers = 1, .depth = 2, .chunk_size = BIG_CHUNK, .opportunistic = true};
+    tz_bufspace *space;
+    tz_mover *mover;
+    world w;
+
+    for (int rests = 0; rests < 2; rests++) {
+        world_make(&w, 1000, 0);
+        CHECK_EQ(tz_bufspace_create(&space, BIG_CHUNK, 6, 2, 0), 0);
+        CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
+        CHECK_EQ(tz_mover_add(mover, fake_gate_source(&w.gate), image_sink_of(w.target, VOLUME, true, 0), NULL), 0);
+        tz_mover_rest(mover, rests);
+        CHECK_EQ(tz_mover_start(mover), 0);
+        atomic_store(&mover->pace.piece_rate, 1); /* until the next look: pauses of 100 ms */
+        CHECK_EQ(tz_mover_wait(mover, 5000000), 0);
+        tz_mover_cancel(mover);
+        CHECK_EQ(tz_mover_wait(mover, WAIT_NS), 1);
+        check_space_empty(space);
+        tz_mover_destroy(mover);
+        tz_bufspace_destroy(space);
+        world_remove(&w);
+    }
+}
+
 int main(void)
 {
     RUN(an_application_that_rests_gets_nothing_held_back);
-    RUN(pieces_follow_the_updates_for_each_of_our_requests);
-    RUN(updates_count_once_however_many_files_are_behind_a_gate);
+    RUN(reads_count);
+    RUN(nobody_is_given_way_to_when_all_is_copied);
+    RUN(an_application_that_rested_before_gets_no_grace);
     RUN(a_sidefile_that_fills_counts_against_giving_way);
-    RUN(fixed_speed_knows_no_pieces);
+    RUN(full_speed_knows_no_pieces);
+    RUN(pieces_are_paced);
+    RUN(a_mover_that_rests_begins_nothing);
     RUN(an_image_in_pieces_is_t0);
     RUN(packs_in_pieces_are_t0);
     RUN(runs_of_the_file_tier_are_read_at_once);
+    RUN(a_sidefile_is_drained_outside_of_its_hours);
+    RUN(what_waits_can_be_cancelled);
     return 0;
 }

@@ -60,6 +60,12 @@ typedef struct tz_session_report {
     uint64_t held_ns, held_max_ns;
     uint32_t slots, used_slots, high_water;
     uint64_t track_size;
+
+    /* The application's load since install, and its latencies (arrival to completion), beside those of before. */
+    uint32_t reads_in_flight, updates_in_flight;
+    uint64_t reads, read_bytes, written_bytes;
+    uint64_t read_p50_ns, read_p99_ns, update_p50_ns, update_p99_ns;
+    uint64_t usual_read_p99_ns, usual_update_p99_ns;
 } tz_session_report;
 
 /* [any] Allocates everything; the session is not yet in the gate. */

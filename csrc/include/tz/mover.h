@@ -153,14 +153,18 @@ void tz_sink_destroy(tz_sink *sink);
 
 /* ---- the mover ---- */
 
+#define TZ_LATENCY_PERCENT 125
+
 typedef struct tz_mover_config {
     tz_io_kind io;
     uint32_t workers;    /* threads; 0 = 1 */
     uint32_t depth;      /* chunks in flight a worker; 0: 8, and up to 32 (and the frames there are) where more pay */
     uint32_t chunk_size; /* bytes; frames of the buffer space have this size */
     uint64_t rate;       /* bytes a second over all transfers; 0: no limit */
-    bool opportunistic;  /* fewer chunks in flight while the application is active */
-    uint32_t faults;     /* tests only */
+    bool opportunistic;  /* gives way to the application: see csrc/mover/controller.h */
+    uint32_t latency_percent; /* what its latency may be, of what was usual before T0; 0: TZ_LATENCY_PERCENT */
+    uint64_t latency_ns;      /* the same, absolute; 0: relative */
+    uint32_t faults;          /* tests only */
 } tz_mover_config;
 
 enum tz_transfer_side {
@@ -197,6 +201,20 @@ tz_io_kind tz_mover_engine(const tz_mover *mover); /* of its workers */
 int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index);
 
 int tz_mover_start(tz_mover *mover);
+
+/* [any] From now on nothing is begun but what a sidefile past its low mark needs copied (in order, where the target has an
+ * order, from halfway between the marks on); until it is called with false. */
+void tz_mover_rest(tz_mover *mover, bool rests);
+
+typedef struct tz_mover_speed {
+    uint32_t depth; /* chunks that may be in flight */
+    uint32_t piece; /* most bytes of one request; 0: whole chunks */
+    uint64_t rate;  /* bytes a second, read and written together, that yielding allows; 0: no limit */
+    bool yields;    /* less than full speed, for the application's sake */
+    bool rests;
+} tz_mover_speed;
+void tz_mover_speed_get(tz_mover *mover, tz_mover_speed *out); /* [any] */
+
 int tz_mover_wait(tz_mover *mover, int64_t timeout_ns); /* 1 all transfers ended, 0 not yet */
 void tz_mover_cancel(tz_mover *mover);                  /* soon; wait still has to be called */
 void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out);

@@ -35,9 +35,10 @@
 #include <stdatomic.h>
 
 #include "tz/common.h"
+#include "tz/load.h"
 
 #define TZ_SESSION_MAGIC  UINT64_C(0x305a454d495420) /* " TIMEZ0" */
-#define TZ_SESSION_LAYOUT 1
+#define TZ_SESSION_LAYOUT 2
 
 #define TZ_SLOT_NONE     UINT32_MAX
 #define TZ_TRACKS_A_WORD 32
@@ -103,6 +104,12 @@ typedef struct tz_session_header {
     _Atomic uint32_t high_water;                          /* most slots ever used at once */
     _Atomic uint64_t held_ns;                             /* sum and maximum of the time that updates were held */
     _Atomic uint64_t held_max_ns;
+
+    /* Warm: written by the gate with every request of the volume, read by the mover fifty times a second. */
+    _Alignas(TZ_CACHE_LINE) tz_load load; /* since install */
+
+    /* Written once, at install: what is usual on the volume without a session, lately (volume_load.c). */
+    _Alignas(TZ_CACHE_LINE) tz_load usual;
 } tz_session_header;
 
 /* Drained slots, mover to gate. Single producer, single consumer; an eventfd wakes the gate. A slot

@@ -69,6 +69,9 @@ struct tz_request {
         uint64_t cursor;                       /* done up to here */
         uint64_t from, to;                     /* the piece under way, as asked for */
         uint64_t at, end;                      /* the same, widened to blocks */
+        uint64_t arrived_ns;                   /* 0: its load is not measured */
+        uint64_t issued_ns;                    /* of the piece; 0: it has waited, or is not the first */
+        uint64_t ended_ns;                     /* of the piece before, until another is issued */
         uint64_t held_since_ns;
         uint64_t held_by; /* sessions that made it wait, a bit each */
         void *bounce;
@@ -89,9 +92,12 @@ typedef struct tz_volume_stats {
     uint64_t reads, writes, flushes, trims, zeroes; /* requests completed */
     uint64_t read_bytes, written_bytes;
     uint64_t errors;
-    uint64_t held;      /* updates held now, by a closed gate or for a before-image */
-    uint64_t in_flight; /* updates issued and not completed, now */
-    uint32_t sessions;  /* installed now */
+    uint64_t held;                               /* updates held now, by a closed gate or for a before-image */
+    uint64_t in_flight;                          /* updates issued and not completed, now */
+    uint32_t sessions;                           /* installed now */
+    uint32_t reads_in_flight, updates_in_flight; /* arrived and not completed, now */
+    uint64_t usual_read_p50_ns, usual_read_p99_ns, usual_update_p50_ns,
+        usual_update_p99_ns; /* without a session, lately */
 } tz_volume_stats;
 
 /* [any, before the engine runs it] -EBUSY: locked by another server; -EROFS, -ENOTSUP and what open says. */

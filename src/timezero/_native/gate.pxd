@@ -57,6 +57,12 @@ cdef extern from "tz/volume.h" nogil:
         uint64_t held
         uint64_t in_flight
         uint32_t sessions
+        uint32_t reads_in_flight
+        uint32_t updates_in_flight
+        uint64_t usual_read_p50_ns
+        uint64_t usual_read_p99_ns
+        uint64_t usual_update_p50_ns
+        uint64_t usual_update_p99_ns
 
     int tz_volume_open(tz_volume **out, tz_io *io, const tz_volume_config *config)
     void tz_volume_close(tz_volume *volume)
@@ -131,6 +137,17 @@ cdef extern from "tz/gate.h" nogil:
         uint32_t used_slots
         uint32_t high_water
         uint64_t track_size
+        uint32_t reads_in_flight
+        uint32_t updates_in_flight
+        uint64_t reads
+        uint64_t read_bytes
+        uint64_t written_bytes
+        uint64_t read_p50_ns
+        uint64_t read_p99_ns
+        uint64_t update_p50_ns
+        uint64_t update_p99_ns
+        uint64_t usual_read_p99_ns
+        uint64_t usual_update_p99_ns
 
     ctypedef struct tz_suspension_times:
         uint64_t close_ns

@@ -34,7 +34,8 @@ class Mover:
     """Transfers of whole datasets, many chunks in flight, in C threads.
 
     engine: "auto", "uring" or "threads"; depth: chunks in flight a worker (0: as many as pay, from 8 to 32);
-    rate: bytes a second (0: no limit).
+    rate: bytes a second (0: no limit). opportunistic: gives way to the application, whose p99 latency may be
+    latency_ns, or (0) latency_percent of what was usual before T0 (0: 125).
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Mover:
         depth: int = 0,
         rate: int = 0,
         opportunistic: bool = False,
+        latency_ns: int = 0,
+        latency_percent: int = 0,
         faults: int = 0,
     ) -> None: ...
     @property
@@ -58,6 +61,10 @@ class Mover:
     def cancel(self) -> None: ...
     def report(self, transfer: int) -> dict[str, Any]:
         """Fields of tz_transfer_report; side as "", "source", "sink" or "session"."""
+    def rest(self, rests: bool) -> None:
+        """Begin nothing but what a filling sidefile needs copied, until called with False."""
+    def speed(self) -> dict[str, int | bool]:
+        """Fields of tz_mover_speed: what it may do now."""
     def bytes_done(self) -> int:
         """Bytes of all datasets that are done, holes included."""
     def index(self, transfer: int) -> bytes:

@@ -81,7 +81,8 @@ cdef class BufferSpace:
 
 cdef class Mover:
     def __cinit__(
-        self, BufferSpace space not None, *, engine="auto", workers=0, depth=0, rate=0, opportunistic=False, faults=0,
+        self, BufferSpace space not None, *, engine="auto", workers=0, depth=0, rate=0, opportunistic=False,
+        latency_ns=0, latency_percent=0, faults=0,
     ):
         cdef tz_mover_config config
         cdef int result
@@ -96,6 +97,8 @@ cdef class Mover:
         config.chunk_size = space.frame_size
         config.rate = rate
         config.opportunistic = opportunistic
+        config.latency_ns = latency_ns
+        config.latency_percent = latency_percent
         config.faults = faults
         with nogil:
             result = tz_mover_create(&self.ptr, space.ptr, &config)
@@ -166,6 +169,19 @@ cdef class Mover:
     def cancel(self):
         self.alive()
         tz_mover_cancel(self.ptr)
+
+    def rest(self, bint rests):
+        self.alive()
+        tz_mover_rest(self.ptr, rests)
+
+    def speed(self):
+        cdef tz_mover_speed speed
+        self.alive()
+        tz_mover_speed_get(self.ptr, &speed)
+        return {
+            "depth": speed.depth, "piece": speed.piece, "rate": speed.rate,
+            "yields": bool(speed.yields), "rests": bool(speed.rests),
+        }
 
     def bytes_done(self):
         self.alive()

@@ -35,6 +35,8 @@ cdef extern from "tz/mover.h" nogil:
         uint32_t chunk_size
         uint64_t rate
         bint opportunistic
+        uint32_t latency_percent
+        uint64_t latency_ns
         uint32_t faults
     enum tz_outcome:
         TZ_OUTCOME_NONE
@@ -104,7 +106,16 @@ cdef extern from "tz/mover.h" nogil:
     int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *config)
     tz_io_kind tz_mover_engine(const tz_mover *mover)
     int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_entry *index)
+    ctypedef struct tz_mover_speed:
+        uint32_t depth
+        uint32_t piece
+        uint64_t rate
+        bint yields
+        bint rests
+
     int tz_mover_start(tz_mover *mover)
+    void tz_mover_rest(tz_mover *mover, bint rests)
+    void tz_mover_speed_get(tz_mover *mover, tz_mover_speed *out)
     int tz_mover_wait(tz_mover *mover, int64_t timeout_ns)
     void tz_mover_cancel(tz_mover *mover)
     void tz_mover_report_get(tz_mover *mover, uint32_t transfer, tz_transfer_report *out)

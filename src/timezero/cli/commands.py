@@ -42,6 +42,8 @@ def _mover(options: Any) -> MoverOptions:
         engine=engine_from_environment(),
         device_deadline_s=options.device_deadline / 1e6,
     )
+    if hasattr(options, "window"):  # of commands that have an application to be kind to
+        made = made._replace(latency_target=options.latency_target, window=tuple(options.window))
     made.check()
     return made
 
@@ -383,11 +385,22 @@ def _status(options: Any, output: Output) -> int:
         ]
         lines = [table(("VOLUME", "SIZE ", "CONNECTIONS ", "READS ", "WRITES ", "PATH"), rows)]
         for part in status.get("sessions", []):
-            lines.append(plain(f"session {part.get('session')} on {part.get('volume')}: {part.get('state')}"))
+            line = f"session {part.get('session')} on {part.get('volume')}: {part.get('state')}"
+            lines.append(plain(line + _load_text(part)))
         return "\n".join(lines)
 
     output.result(lambda: status, text)
     return 0
+
+
+def _load_text(part: dict[str, Any]) -> str:
+    """The application's latencies since T0, beside what was usual before."""
+    told = []
+    for kind in ("read", "update"):
+        now, usual = int(part.get(f"{kind}_p99_ns", 0)), int(part.get(f"usual_{kind}_p99_ns", 0))
+        if now:
+            told.append(f"{kind}s p99 {now / 1e6:.2f} ms" + (f" (usual {usual / 1e6:.2f})" if usual else ""))
+    return "".join(f", {text}" for text in told)
 
 
 def _doctor(options: Any, output: Output) -> int:

@@ -111,10 +111,14 @@ def render_line(progress: Progress) -> str:
     parts = [f"{percent:3} %", f"{format_size(progress.done)} of {format_size(progress.total)}"]
     if progress.phase == "finishing":
         parts.append("making it durable")
+    elif progress.phase == "waiting":
+        parts.append(f"waiting for its hours, from {progress.waits_until}")
     else:
         parts.append(f"{format_size(progress.rate)}/s")
         if progress.remaining_s is not None:
             parts.append(f"{format_seconds(progress.remaining_s)} left")
+        if progress.yields:
+            parts.append("giving way")
     if progress.intercepted is not None:
         parts.append(f"sidefile {format_size(progress.sidefile_bytes or 0)}, {progress.intercepted} intercepted")
     return ", ".join(parts)

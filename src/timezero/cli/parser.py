@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from timezero._version import __version__
 from timezero.errors import UsageError
 from timezero.streams import columns_of, tell
-from timezero.units import parse_duration_us, parse_size
+from timezero.units import parse_duration_us, parse_latency_target, parse_size
 
 _T = TypeVar("_T")
 _EXIT_CODES = """exit codes: 0 done; 1 failed; 2 usage; 3 some datasets failed; 4 suspension deadline passed,
@@ -55,7 +55,21 @@ def _checked_hook(text: str) -> str:
     return quiesce.parse(text).text
 
 
+def _checked_latency(text: str) -> str:
+    parse_latency_target(text)
+    return text
+
+
+def _checked_window(text: str) -> str:
+    from timezero.jobs.windows import parse_windows
+
+    parse_windows([text])
+    return text
+
+
 _size = _converted(parse_size, "size")
+_latency = _converted(_checked_latency, "target")
+_window = _converted(_checked_window, "window")
 _duration = _converted(parse_duration_us, "duration")
 _hook = _converted(_checked_hook, "hook")
 
@@ -126,8 +140,21 @@ def _mover(parser: argparse.ArgumentParser) -> None:
         "--rate", type=_size, default=0, metavar="SIZE", help="bytes a second at most (default: no limit)"
     )
     group.add_argument(
-        "--mode", choices=("opportunistic", "fixed"), default="opportunistic",
-        help="give way to the application's load, or do not (default: %(default)s)",
+        "--mode", choices=("opportunistic", "full", "fixed"), default="opportunistic", metavar="MODE",
+        help="opportunistic: give way to the application's load (default); full: do not (fixed is an older name of it)",
+    )  # fmt: skip
+
+
+def _yielding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("when and how fast")
+    group.add_argument(
+        "--latency-target", type=_latency, default="1.25x", metavar="TARGET",
+        help="what the application's p99 latency may be in opportunistic mode: 2ms, or 1.25x of what it was before T0 "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--window", type=_window, action="append", default=[], metavar="HH:MM-HH:MM",
+        help="copy in these hours only, local time, over midnight too; may be repeated. T0 is now and stays protected",
     )  # fmt: skip
     group.add_argument(
         "--device-deadline", type=_duration, default="60s", metavar="TIME",
@@ -213,6 +240,7 @@ def _backup(parser: argparse.ArgumentParser) -> None:
     _session(parser)
     _files(parser)
     _mover(parser)
+    _yielding(parser)
 
 
 def _copy(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +250,7 @@ def _copy(parser: argparse.ArgumentParser) -> None:
     _source(parser)
     _session(parser)
     _mover(parser)
+    _yielding(parser)
 
 
 def _list(parser: argparse.ArgumentParser) -> None:

@@ -214,7 +214,7 @@ class _Backup:
         transfers |= self._add_files(machine, packs)
         self._meter = Meter(progress, sum(transfer.size for transfer in transfers.values()))
         t0_ns = self.served.t0_ns if self.served else time.time_ns()
-        machine.run(self._watch)
+        machine.run(lambda done: self._watch(done, machine))
         crash_point("mover.moved")
         self._judge(transfers)
         crash_point("mover.ended")
@@ -265,7 +265,8 @@ class _Backup:
             raise TimezeroError("none of the designated files was there any more at T0: nothing was committed")
         return transfers
 
-    def _watch(self, done: int) -> None:
+    def _watch(self, done: int, machine: Moving) -> None:
+        self._meter.paced(machine.yields, machine.waits_until)
         for name, source in self.at_rest.items():
             if name not in self.failed:
                 try:

@@ -87,7 +87,7 @@ def copy(
         t0_ns = job.served.t0_ns if job.served else time.time_ns()
         with targets.telling_left(image):
             image.begin()
-            machine.run(job.watch(meter))
+            machine.run(job.watch(meter, machine))
             moving.raise_first(machine.transfers)
             meter.finishing()
             job.end()
@@ -140,10 +140,11 @@ class _Copy:
         with moving.in_words(self._name):
             return Source.file(self.at_rest.fd, self.size)
 
-    def watch(self, meter: Meter) -> Callable[[int], None]:
+    def watch(self, meter: Meter, machine: moving.Moving) -> Callable[[int], None]:
         """What to do several times a second."""
 
         def look(done: int) -> None:
+            meter.paced(machine.yields, machine.waits_until)
             if self.at_rest:
                 self.at_rest.check()
                 meter.update(done)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
+from timezero.jobs.windows import Schedule
+from timezero.units import parse_latency_target
 
 if TYPE_CHECKING:
     from timezero._native.mover import Sink, Source
@@ -102,10 +104,16 @@ class Moving:
     """
 
     def __init__(self, options: MoverOptions, chunk_size: int, sizes: Iterable[int]) -> None:
-        """sizes: bytes of each of the datasets to be moved."""
+        """sizes: bytes of each of the datasets to be moved. Raises UsageError for options that make no sense.
+
+        waits_until: when the hours in which data is copied begin, `HH:MM`; empty in them.
+        """
         from timezero._native.mover import BufferSpace, Mover
 
         options.check()
+        target = parse_latency_target(options.latency_target)
+        self._schedule = Schedule(options.windows)
+        self.waits_until = ""
         self.transfers: list[Transfer] = []
         self._deadline_s = options.device_deadline_s
         self._overdue = 0
@@ -122,7 +130,9 @@ class Moving:
                 workers=options.workers,
                 depth=options.depth,
                 rate=options.rate,
-                opportunistic=options.mode == "opportunistic",
+                opportunistic=options.yields,
+                latency_ns=target.ns,
+                latency_percent=target.percent,
             )
         except OSError as error:
             self._space.close()
@@ -148,14 +158,17 @@ class Moving:
     def run(self, watch: Callable[[int], None]) -> None:
         """Move everything.
 
-        `watch` is called several times a second with the bytes done; what it raises ends the job.
+        `watch` is called several times a second with the bytes done; what it raises ends the job. Outside of its hours
+        only what a sidefile needs copied is; `waits_until` says so.
         """
+        self._keep_hours()
         try:
             self._mover.start()
         except OSError as error:
             raise TimezeroError(f"the data mover cannot start: {error.strerror}: see `timezero doctor`") from error
         while not self._mover.wait(_TICK_S):
             self._check_devices()
+            self._keep_hours()
             watch(self.bytes_done())
         for transfer in self.transfers:
             transfer.report = self._mover.report(transfer.number)
@@ -174,6 +187,15 @@ class Moving:
                 f"{name}: its device has not answered for {seconds:.0f} s, nothing was committed: look after it, or give "
                 "it longer with --device-deadline"
             )
+
+    def _keep_hours(self) -> None:
+        self.waits_until = self._schedule.opens()
+        self._mover.rest(bool(self.waits_until))
+
+    @property
+    def yields(self) -> bool:
+        """Is it slower than it could be, for the application's sake?"""
+        return bool(self._mover.speed()["yields"])
 
     def bytes_done(self) -> int:
         """Bytes of the datasets that are done, holes included."""

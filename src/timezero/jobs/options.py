@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from timezero.errors import UsageError
-from timezero.units import MIB
+from timezero.jobs.windows import Window, parse_windows
+from timezero.units import MIB, parse_latency_target
 
 ENGINES = ("auto", "uring", "threads")
-MODES = ("opportunistic", "fixed")
+MODES = ("opportunistic", "full")
+MODE_ALIASES = {"fixed": "full"}  # what "full" was called
+LATENCY_TARGET = "1.25x"
 DEPTH_LEAST = 8  # chunks in flight that a mover begins with: csrc/mover/mover.c
 
 
@@ -27,7 +30,10 @@ class MoverOptions(NamedTuple):
 
     buffer_bytes: the buffer space, all the memory that data passes through. depth: chunks in flight a worker (0: as
     many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit.
-    mode: "opportunistic" gives way to the application's load, "fixed" does not. engine: "auto", "uring", "threads".
+    mode: "opportunistic" gives way to the application's load, "full" does not ("fixed" is an older name of it).
+    latency_target: what the application's latency may be while the mover gives way, its 99th percentile: "2ms", or
+    "1.25x", times what it was before T0. window: the hours of the day in which data is copied, local time,
+    "01:00-05:00"; none: all. engine: "auto", "uring", "threads".
     device_deadline_s: seconds for a device, of source or target, to answer one request, then the job fails.
     """
 
@@ -38,6 +44,18 @@ class MoverOptions(NamedTuple):
     mode: str = "opportunistic"
     engine: str = ""
     device_deadline_s: float = 60.0
+    latency_target: str = LATENCY_TARGET
+    window: tuple[str, ...] = ()
+
+    @property
+    def yields(self) -> bool:
+        """Does the mover give way?"""
+        return MODE_ALIASES.get(self.mode, self.mode) == "opportunistic"
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The hours of the day in which data is copied. Raises UsageError."""
+        return parse_windows(self.window)
 
     def frames(self, chunk_size: int, sizes: Iterable[int]) -> int:
         """Frames of the buffer space for datasets of these sizes; raises UsageError when it has no room for two.
@@ -58,7 +76,9 @@ class MoverOptions(NamedTuple):
 
     def check(self) -> None:
         """Raises UsageError for a mode or engine that does not exist, or a number out of range."""
-        if self.mode not in MODES:
+        parse_latency_target(self.latency_target)
+        parse_windows(self.window)
+        if MODE_ALIASES.get(self.mode, self.mode) not in MODES:
             raise UsageError(f"no mode {self.mode!r}: it can be {', '.join(MODES)}")
         if self.engine and self.engine not in ENGINES:
             raise UsageError(f"no engine {self.engine!r}: it can be {', '.join(ENGINES)}")

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The controller on a simulated disk: what it is for (the application's latency, full speed when nobody is there, giving
+ * way when somebody comes back), and the traps that it must not walk into.
+ */
+#include "simulated_device.h"
+
+#define FACTOR 1.25
+
+/* A quarter of what the disk can do, which is 58,000 requests of 4 KiB a second with eight in flight. */
+static void moderate(sim *s)
+{
+    sim_application(s, 8, 530 * SIM_US, 0);
+}
+
+static double ratio(uint64_t a, uint64_t b)
+{
+    return (double)a / (double)b;
+}
+
+static void idle_is_full_speed_within_a_second(void)
+{
+    for (int from_floor = 0; from_floor < 2; from_floor++) {
+        sim *s = sim_disk(1);
+        uint64_t began;
+
+        moderate(s);
+        sim_run(s, SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, 3 * SIM_S);
+        CHECK(!sim_is_full(s));
+        if (from_floor)
+            s->controller.level = 0;
+        sim_application(s, 0, 0, 0);
+        for (began = s->now; !sim_is_full(s); sim_run(s, SIM_MS))
+            CHECK(s->now - began <= SIM_S);
+        free(s);
+    }
+}
+
+static void nobody_there_is_full_speed_at_once(void)
+{
+    sim *s = sim_disk(2);
+
+    sim_begin(s, FACTOR, 0, true);
+    sim_run(s, SIM_MS);
+    CHECK(sim_is_full(s));
+    free(s);
+}
+
+static void an_application_that_comes_back_is_given_way_to_within_100_ms(void)
+{
+    for (uint64_t seed = 1; seed < 30; seed++) {
+        sim *s = sim_disk(seed);
+        uint64_t usual, load_began;
+
+        moderate(s);
+        usual = sim_p99(s, TZ_LOAD_ISSUED, 2 * SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, 4 * SIM_S);
+        sim_application(s, 0, 0, 0);
+        sim_run(s, 2 * SIM_S + seed * SIM_MS);
+        CHECK(sim_is_full(s));
+        moderate(s);
+        for (load_began = s->now; sim_is_full(s); sim_run(s, SIM_MS))
+            CHECK(s->now - load_began <= 2 * TZ_LOOK_NS);
+        CHECK(s->press.depth == 1 && s->press.piece > 0);
+        /* What was under way is through as well, and the application has what it had. */
+        sim_run(s, 100 * SIM_MS - (s->now - load_began));
+        CHECK(sim_p99(s, TZ_LOAD_ISSUED, SIM_S) <= 2 * usual);
+        free(s);
+    }
+}
+
+static void p99_stays_within_its_target_and_the_copy_advances(void)
+{
+    for (uint64_t seed = 1; seed < 12; seed++) {
+        sim *s = seed % 2 ? sim_virtual_disk(seed) : sim_disk(seed);
+        uint64_t usual, during, moved;
+
+        moderate(s);
+        usual = sim_p99(s, TZ_LOAD_ISSUED, 2 * SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        moved = s->moved;
+        during = sim_p99(s, TZ_LOAD_ISSUED, 20 * SIM_S);
+        moved = s->moved - moved;
+        printf("    usual %.0f us, during %.0f us (x %.2f), %.0f MiB/s\n", usual / 1e3, during / 1e3,
+               ratio(during, usual), moved / 20.0 / TZ_MIB);
+        /* Where the disk is all there is, a single piece takes longer than the quarter that may be added: there the
+         * floor is nearly all that can be had. */
+        CHECK(ratio(during, usual) <= FACTOR * (seed % 2 ? 1.1 : 1.2));
+        CHECK(moved / 20 > (seed % 2 ? 80 : 8) * TZ_MIB);
+        free(s);
+    }
+}
+
+/* The tests above can fail: without a limit worth the name the same application suffers. */
+static void without_a_limit_it_would_not(void)
+{
+    sim *s = sim_disk(1);
+    uint64_t usual;
+
+    moderate(s);
+    usual = sim_p99(s, TZ_LOAD_ISSUED, 2 * SIM_S);
+    sim_begin(s, 1e6, 0, false);
+    sim_run(s, 4 * SIM_S);
+    CHECK(sim_p99(s, TZ_LOAD_ISSUED, 5 * SIM_S) > 3 * usual);
+    free(s);
+}
+
+static void an_absolute_target_is_kept(void)
+{
+    for (uint64_t target = 300 * SIM_US; target <= 3 * SIM_MS; target *= 3) {
+        sim *s = sim_disk(3);
+        uint64_t during;
+
+        moderate(s);
+        sim_begin(s, 0, target, false);
+        sim_run(s, 6 * SIM_S);
+        during = sim_p99(s, TZ_LOAD_UPDATES, 20 * SIM_S);
+        printf("    target %.0f us, during %.0f us\n", target / 1e3, during / 1e3);
+        CHECK(ratio(during, target) <= 1.2);
+        CHECK(ratio(during, target) >= 0.5); /* it is made use of */
+        free(s);
+    }
+}
+
+/* An application that never rests and keeps the disk full: the copy advances all the same, by more than the floor. */
+static void a_full_disk_stops_nobody(void)
+{
+    sim *s = sim_disk(4);
+
+    sim_application(s, 4, 0, 0);
+    sim_run(s, 2 * SIM_S);
+    sim_begin(s, FACTOR, 0, false);
+    sim_run(s, 5 * SIM_S);
+    CHECK(sim_moved(s, 20 * SIM_S) >= 20 * 8 * TZ_MIB);
+    free(s);
+}
+
+/* Nobody can keep this target. The floor is where the mover stays, and at which it goes on. */
+static void an_absolute_target_out_of_reach_leaves_the_floor(void)
+{
+    sim *s = sim_disk(5);
+    uint64_t moved;
+
+    moderate(s);
+    sim_begin(s, 0, 10 * SIM_US, false);
+    sim_run(s, 5 * SIM_S);
+    CHECK(s->press.quiet);
+    moved = sim_moved(s, 10 * SIM_S);
+    CHECK(moved > 70 * TZ_MIB && moved < 90 * TZ_MIB);
+    free(s);
+}
+
+/* ---- traps ---- */
+
+/* The whole disk stops for 40 to 460 ms now and then: nobody's fault, and no reason to be slower afterwards. */
+static void stops_of_the_disk_are_nobodys_fault(void)
+{
+    for (uint64_t seed = 1; seed < 20; seed++) {
+        sim *s = sim_disk(seed);
+        int before;
+
+        moderate(s);
+        sim_run(s, 2 * SIM_S);
+        sim_begin(s, 4.0, 0, false); /* at a limit that is never met otherwise, the level only rises */
+        sim_run(s, 3 * SIM_S);
+        before = s->controller.level;
+        for (int i = 0; i < 5; i++) {
+            sim_stop(s, (40 + seed * 22) * SIM_MS);
+            sim_run(s, SIM_S);
+            CHECK(s->controller.level >= before - 4); /* no more than one step down, if at all */
+        }
+        free(s);
+    }
+}
+
+/* A neighbour takes half of the disk. With a relative target that becomes what is usual; the mover is not at its floor
+ * for ever, and when the neighbour has gone, its latencies are forgotten. */
+static void latency_of_others_is_not_ours(void)
+{
+    sim *s = sim_disk(6);
+    uint64_t usual;
+    int floors = 0;
+
+    moderate(s);
+    usual = sim_p99(s, TZ_LOAD_ISSUED, 2 * SIM_S);
+    sim_begin(s, FACTOR, 0, false);
+    sim_run(s, 3 * SIM_S);
+    sim_neighbour(s, 32 * SIM_US);
+    sim_run(s, 3 * SIM_S);
+    for (int i = 0; i < 100; i++) {
+        sim_run(s, 100 * SIM_MS);
+        floors += s->press.quiet;
+    }
+    CHECK(s->controller.others > 1);
+    CHECK(floors < 70);
+    sim_neighbour(s, 0);
+    sim_run(s, 12 * SIM_S);
+    CHECK(ratio(sim_p99(s, TZ_LOAD_ISSUED, 10 * SIM_S), usual) <= FACTOR * 1.15);
+    free(s);
+}
+
+/* Before T0 there was nothing, or a few slow requests of a disk that had to wake up: what is usual is learnt while the
+ * mover is quiet. */
+static void a_volume_without_a_past_is_listened_to(void)
+{
+    for (int few = 0; few < 2; few++) {
+        sim *s = sim_disk(7), *quiet = sim_disk(8);
+        uint64_t usual, during;
+
+        moderate(quiet);
+        usual = sim_p99(quiet, TZ_LOAD_ISSUED, 5 * SIM_S);
+        for (int i = 0; few && i < 50; i++)
+            tz_load_add(&s->usual.histograms[TZ_LOAD_ISSUED], 20 * SIM_MS);
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, SIM_S / 2);
+        moderate(s);
+        sim_run(s, 5 * SIM_S);
+        CHECK(s->meter.gauges[1].learnt);
+        CHECK(!s->press.quiet || s->controller.level == 0);
+        during = sim_p99(s, TZ_LOAD_ISSUED, 10 * SIM_S);
+        CHECK(ratio(during, usual) <= FACTOR * 1.2);
+        CHECK(sim_moved(s, 10 * SIM_S) > 100 * TZ_MIB);
+        free(quiet);
+        free(s);
+    }
+}
+
+/* Five requests a second tell of no percentiles: one request of 256 KiB in flight, neither the floor nor full speed. */
+static void few_requests_are_met_with_a_usual_level(void)
+{
+    sim *s = sim_disk(9);
+
+    sim_application(s, 1, 200 * SIM_MS, 50);
+    sim_run(s, 20 * SIM_S);
+    sim_begin(s, FACTOR, 0, false);
+    sim_run(s, SIM_S);
+    for (int i = 0; i < 1000; i++) {
+        sim_run(s, 20 * SIM_MS);
+        CHECK(s->press.depth == 1 && s->press.piece >= 64 * TZ_KIB && s->press.piece <= 256 * TZ_KIB);
+    }
+    free(s);
+}
+
+/* Reads of a disk are judged by reads: where updates are twenty times slower, more of them are no harm. */
+static void a_change_of_the_mix_is_no_harm(void)
+{
+    sim *s = sim_disk(10);
+    tz_reading reading;
+
+    for (int i = 0; i < 5000; i++) {
+        tz_load_add(&s->usual.histograms[TZ_LOAD_READS], 100000 + sim_random(s) % 50000);
+        tz_load_add(&s->usual.histograms[TZ_LOAD_ISSUED], 2000000 + sim_random(s) % 1000000);
+    }
+    tz_meter_init(&s->meter, 0, &s->load, &s->usual, s->now);
+    for (int look = 0; look < 10; look++) {
+        for (int i = 0; i < 300; i++) {
+            tz_load_add(&s->load.histograms[TZ_LOAD_ISSUED], 2000000 + sim_random(s) % 1000000);
+            if (i % 10 == 0)
+                tz_load_add(&s->load.histograms[TZ_LOAD_READS], 100000 + sim_random(s) % 50000);
+        }
+        s->now += 50 * SIM_MS;
+        reading = tz_meter_look(&s->meter, &s->load, false, s->now);
+    }
+    CHECK(reading.standing > 0.9 && reading.standing < 1.1);
+    /* And reads that become slow are harm, however few they are. */
+    for (int look = 0; look < 40; look++) {
+        for (int i = 0; i < 300; i++) {
+            tz_load_add(&s->load.histograms[TZ_LOAD_ISSUED], 2000000 + sim_random(s) % 1000000);
+            if (i % 10 == 0)
+                tz_load_add(&s->load.histograms[TZ_LOAD_READS], 600000);
+        }
+        s->now += 50 * SIM_MS;
+        reading = tz_meter_look(&s->meter, &s->load, false, s->now);
+    }
+    CHECK(reading.standing > 3);
+    free(s);
+}
+
+/* A disk of a hundred requests a second gives nothing near the rates that the upper levels mean; the way down must not
+ * lead through all of them. */
+static void a_slow_disk_is_given_way_to_as_quickly(void)
+{
+    sim *s = sim_make(1, 8 * SIM_MS, 8, 11);
+    uint64_t began;
+
+    sim_application(s, 2, 60 * SIM_MS, 100);
+    sim_run(s, 60 * SIM_S);
+    sim_begin(s, FACTOR, 0, true);
+    while (s->press.rate == 0) /* one piece after the other, and longer: what levels mean there is different */
+        sim_run(s, 20 * SIM_MS);
+    for (began = s->now; s->press.rate != 8 * TZ_MIB; sim_run(s, 20 * SIM_MS))
+        CHECK(s->now - began <= SIM_S);
+    free(s);
+}
+
+static void a_filling_sidefile_counts_against_yielding(void)
+{
+    sim *s = sim_disk(12);
+    uint64_t before = 0;
+
+    moderate(s);
+    sim_run(s, 2 * SIM_S);
+    sim_begin(s, 0, 10 * SIM_US, false); /* at the floor by itself */
+    sim_run(s, 5 * SIM_S);
+    for (s->pressure = 0; s->pressure < 1.01; s->pressure += 0.25) {
+        uint64_t moved;
+
+        sim_run(s, 100 * SIM_MS);
+        moved = sim_moved(s, 5 * SIM_S);
+        CHECK(moved > before);
+        before = moved;
+    }
+    CHECK(sim_is_full(s));
+    s->pressure = 0;
+    sim_run(s, 100 * SIM_MS);
+    CHECK(s->press.quiet);
+    free(s);
+}
+
+/* An array serves many at once: there is nothing to yield for, and the mover finds that out. */
+static void an_array_is_made_use_of(void)
+{
+    sim *s = sim_make(16, 80 * SIM_US, 0.3, 13);
+
+    sim_application(s, 4, 200 * SIM_US, 50);
+    sim_run(s, 2 * SIM_S);
+    sim_begin(s, FACTOR, 0, false);
+    sim_run(s, 10 * SIM_S);
+    CHECK(s->press.depth >= 2);
+    free(s);
+}
+
+/* Whatever happens, in whatever order: what it says makes sense (checked at every look), nothing gets stuck, and half a
+ * second of nobody after half a second of nobody is full speed. */
+static void anything_may_happen(void)
+{
+    for (uint64_t seed = 1; seed < 40; seed++) {
+        sim *s = sim_make(1 + seed % 3, (10 + seed * 7) * SIM_US, 0.3 + (double)(seed % 5), seed);
+
+        if (seed % 2)
+            sim_application(s, 1 + seed % 8, seed * 100 * SIM_US, seed % 101);
+        sim_run(s, SIM_S);
+        sim_begin(s, seed % 3 ? 1.0 + (double)(seed % 4) : 0, seed % 3 ? 0 : seed * 100 * SIM_US, seed % 2 == 0);
+        for (int i = 0; i < 30; i++) {
+            uint64_t what = sim_random(s) % 6, moved;
+
+            if (what == 0)
+                sim_stop(s, sim_random(s) % (500 * SIM_MS));
+            else if (what == 1)
+                sim_neighbour(s, sim_random(s) % 2 ? 3 * s->fixed_ns + sim_random(s) % SIM_MS : 0);
+            else if (what == 2)
+                s->pressure = (double)(sim_random(s) % 3) / 2;
+            else
+                sim_application(s, sim_random(s) % 12, sim_random(s) % (20 * SIM_MS), sim_random(s) % 101);
+            moved = s->moved;
+            sim_run(s, 2 * SIM_S);
+            CHECK(s->moved > moved);
+        }
+        s->pressure = 0;
+        sim_neighbour(s, 0);
+        sim_application(s, 0, 0, 0);
+        sim_run(s, 3 * SIM_S);
+        CHECK(sim_is_full(s));
+        free(s);
+    }
+}
+
+int main(void)
+{
+    RUN(idle_is_full_speed_within_a_second);
+    RUN(nobody_there_is_full_speed_at_once);
+    RUN(an_application_that_comes_back_is_given_way_to_within_100_ms);
+    RUN(p99_stays_within_its_target_and_the_copy_advances);
+    RUN(without_a_limit_it_would_not);
+    RUN(an_absolute_target_is_kept);
+    RUN(a_full_disk_stops_nobody);
+    RUN(an_absolute_target_out_of_reach_leaves_the_floor);
+    RUN(stops_of_the_disk_are_nobodys_fault);
+    RUN(latency_of_others_is_not_ours);
+    RUN(a_volume_without_a_past_is_listened_to);
+    RUN(few_requests_are_met_with_a_usual_level);
+    RUN(a_change_of_the_mix_is_no_harm);
+    RUN(a_slow_disk_is_given_way_to_as_quickly);
+    RUN(a_filling_sidefile_counts_against_yielding);
+    RUN(an_array_is_made_use_of);
+    RUN(anything_may_happen);
+    return 0;
+}

@@ -1,0 +1,69 @@
+"""Windows of the day: what they hold, when they open, how they are written."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from timezero.errors import UsageError
+from timezero.jobs.windows import DAY_S, Schedule, Window, parse_window, parse_windows
+
+
+def at(hour: int, minute: int = 0, second: int = 0) -> int:
+    return hour * 3600 + minute * 60 + second
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("01:00-05:00", [at(1), at(3), at(4, 59, 59)], [at(0, 59, 59), at(5), at(12)]),
+        ("22:30-04:00", [at(22, 30), at(23, 59, 59), at(0), at(3, 59, 59)], [at(4), at(12), at(22, 29, 59)]),
+        ("1:00-24:00", [at(1), at(23, 59, 59)], [at(0), at(0, 59)]),
+        ("00:00-24:00", [at(0), at(12), at(23, 59, 59)], []),
+        ("22:00-0:00", [at(22), at(23, 59, 59)], [at(0), at(21, 59)]),
+    ],
+)
+def test_a_window_holds_its_hours(text: str, inside: list[int], outside: list[int]) -> None:
+    for second in inside:
+        assert Schedule([parse_window(text)], lambda now=second: now).is_open(), second
+    for second in outside:
+        assert not Schedule([parse_window(text)], lambda now=second: now).is_open(), second
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1-5", "01:00", "01:00-", "01:00-01:00", "25:00-26:00", "24:00-05:00", "01:60-05:00", "01:00-24:01",
+     "01:00-05:00-06:00", "-1:00-05:00", "٠١:00-05:00"],
+)  # fmt: skip
+def test_what_is_no_window_is_told_in_a_line(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a window"):
+        parse_window(text)
+
+
+def test_several_windows() -> None:
+    windows = parse_windows(["01:00-05:00,12:00-13:00", "22:00-23:00"])
+    assert [str(window) for window in windows] == ["01:00-05:00", "12:00-13:00", "22:00-23:00"]
+    now = [at(11)]
+    schedule = Schedule(windows, lambda: now[0])
+    assert (schedule.is_open(), schedule.opens()) == (False, "12:00")
+    now[0] = at(12, 30)
+    assert (schedule.is_open(), schedule.opens()) == (True, "")
+    now[0] = at(23, 30)
+    assert (schedule.is_open(), schedule.opens()) == (False, "01:00")
+
+
+def test_without_windows_it_is_always_open() -> None:
+    assert Schedule([], lambda: 0).is_open()
+    assert Schedule([]).is_open()
+
+
+@given(st.integers(0, 1439), st.integers(0, 1439), st.integers(0, DAY_S - 1))
+def test_a_window_and_its_opposite_share_out_the_day(begin: int, end: int, second: int) -> None:
+    if begin == end:
+        return
+    window, opposite = Window(begin, end), Window(end, begin)
+    assert window.holds(second) != opposite.holds(second)
+    assert parse_window(str(window)) == window
+    opens = Schedule([window], lambda: second).opens()
+    assert opens == ("" if window.holds(second) else str(window)[:5])
