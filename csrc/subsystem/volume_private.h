@@ -18,7 +18,7 @@
 #include "tz/volume.h"
 
 #include "gate_private.h"
-#include "recent.h"
+#include "volume_recent.h"
 
 /* Bounce buffers for requests that do not fit the volume's alignment; a peer that is aligned needs none. */
 #define TZ_BOUNCES      8

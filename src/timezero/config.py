@@ -56,7 +56,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class VolumeConfig:
-    """One volume to serve. buffered: never O_DIRECT. exempt_from_delay: no sidefile, however full, slows its writers."""
+    """One volume to serve. buffered: never O_DIRECT. exempt_from_delay: its writers are never slowed down."""
 
     path: str
     read_only: bool = False

@@ -3,7 +3,7 @@
  * Recent writes: distinct blocks within a few percent, however often and in whatever order they are written; what is
  * old is forgotten.
  */
-#include "../../csrc/subsystem/recent.h"
+#include "../../csrc/subsystem/volume_recent.h"
 #include "check.h"
 
 #define S     UINT64_C(1000000000)

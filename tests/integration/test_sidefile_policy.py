@@ -1,4 +1,4 @@
-"""The sidefile's policy over a real `timezero serve`: who is refused, who gives way, who is delayed, and what is foreseen."""
+"""The sidefile's policy over a real `timezero serve`: who is refused, gives way, is delayed, and what is foreseen."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_whoever_is_refused_touches_nobody(start: Callable, write: Callable, tmp
         for wish, says in [
             ({"memory_bytes": 40 * MIB}, r"limits\.memory"),
             ({"memory_bytes": 8 * MIB, "file_bytes": free, "track_size": MIB}, "spill has"),  # twice
-            ({"memory_bytes": 2 * MIB, "file_bytes": 1 << 30, "track_size": 4096}, "no room for a sidefile"),  # its tables
+            (
+                {"memory_bytes": 2 * MIB, "file_bytes": 1 << 30, "track_size": 4096},
+                "no room for a sidefile",
+            ),  # its tables
         ]:
             with pytest.raises(ControlError, match=says) as error:
                 session.prepare(server.control, ["db", "log"], **wish)
@@ -125,7 +128,9 @@ def test_the_largest_gives_way_to_the_newest(start: Callable, write: Callable) -
         with session.prepare(server.control, ["log"], memory_bytes=6 * MIB) as new:
             new.suspend(DEADLINE_US)
             assert {(part["state"], part["puncture"]) for part in large.report()} == {("punctured", "admission")}
-            with pytest.raises(PunctureError, match=r"db \(admission\), log \(admission\).*gave way to a newer session"):
+            with pytest.raises(
+                PunctureError, match=r"db \(admission\), log \(admission\).*gave way to a newer session"
+            ):
                 large.end()
             writes_go_on(server, "db")
             writes_go_on(server, "log")
@@ -184,7 +189,8 @@ def test_writers_past_the_high_mark_are_delayed_unless_exempt(start: Callable, w
         group.suspend(DEADLINE_US)
         load = write(server, "db", rate=200)
         report = until(
-            lambda: next((r for r in group.report() if r["used_slots"] > r["slots"] // 4), None), "the sidefile stays empty"
+            lambda: next((r for r in group.report() if r["used_slots"] > r["slots"] // 4), None),
+            "the sidefile stays empty",
         )
         assert (report["delayed"] > 0) != exempt
         assert report["held_max_ns"] < 30 * 10**9
@@ -217,7 +223,7 @@ def test_the_estimate_before_a_backup(start: Callable, write: Callable, tmp_path
     assert (part["volume"], part["track_size"], part["basis"]) == ("db", 4096, "observed")
     assert outcome.document["estimate"] == estimate
     [dataset] = outcome.document["datasets"]
-    assert 0 < part["images"]
+    assert part["images"] > 0
     assert part["images"] / 4 < dataset["session"]["images"] + dataset["session"]["zero_images"] < part["images"] * 4
     # and the next one knows how fast that was
     speed = volume(server)["copy_bytes_s"]

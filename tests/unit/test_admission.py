@@ -97,7 +97,9 @@ def test_memory_that_the_machine_has_not_got():
 
 def test_room_in_the_sidefile_directory():
     asked = []
-    there_is = Machine(memory=MUCH.memory, disk=lambda path: asked.append(path) or 100 * MIB, descriptors=MUCH.descriptors)
+    there_is = Machine(
+        memory=MUCH.memory, disk=lambda path: asked.append(path) or 100 * MIB, descriptors=MUCH.descriptors
+    )
     limits = Limits(when_full="puncture-largest")
     assert names(Claim("new", file=100 * MIB), [], limits, there_is) == []
     assert asked == ["/spill"]

@@ -128,7 +128,9 @@ def test_when_it_is_full():
     assert found.full_after_s == pytest.approx(29.3, abs=0.5)
 
 
-@pytest.mark.parametrize(("slots", "verdict"), [(10_001, "fits"), (9_900, "tight"), (5_100, "tight"), (4_900, "overflows")])
+@pytest.mark.parametrize(
+    ("slots", "verdict"), [(10_001, "fits"), (9_900, "tight"), (5_100, "tight"), (4_900, "overflows")]
+)
 def test_verdicts(slots, verdict):
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
     assert expect(Volume("db", 10**9 * BLOCK, BLOCK, slots, writes), 200.0).verdict == verdict

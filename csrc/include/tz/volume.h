@@ -98,7 +98,7 @@ typedef struct tz_volume_stats {
 typedef struct tz_recent_writes {
     uint64_t ns; /* how long that is */
     uint64_t updates, bytes;
-    uint64_t blocks;                 /* of 4 KiB, each counted once however often it was written; within a few percent */
+    uint64_t blocks; /* of 4 KiB, each counted once however often it was written; within a few percent */
     uint64_t newer_ns, newer_blocks; /* the same of the newer half of that time; of all of it where there is no half */
 } tz_recent_writes;
 

@@ -90,8 +90,8 @@ class Session:
     exempt: no writer is ever delayed. volume_answer_ms, tier_answer_ms: longest wait for a before-image's read and its
     write to the file tier, 0 for 30 and 5 s; then it is punctured. file_fd: the file tier, taken over on success.
     domain: only the tracks that `set_domain` designates are of the session, instead of the whole volume. Raises
-    OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file
-    tier's disk cannot hold its cap), ENOMEM.
+    OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file tier's disk cannot hold its cap),
+    ENOMEM.
     """
 
     def __init__(

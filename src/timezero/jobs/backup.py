@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 class BackupResult(NamedTuple):
     """A committed recovery point.
 
-    seconds: from the first chunk to the commit. estimate: what was foreseen for sidefiles, of served volumes. hooks: of each by its text, microseconds of its steps. Of designated
+    seconds: from the first chunk to the commit. hooks: of each by its text, microseconds of its steps. Of designated
     files: gone: names that nothing had any more at T0; aliases: {other name of a dataset: the dataset}; skipped: {name:
-    why}, links and special files that a pattern or directory met.
+    why}, links and special files that a pattern or directory met. estimate: what was foreseen for sidefiles.
     """
 
     repository: str

@@ -211,7 +211,7 @@ class Moving:
 
 
 def raise_first(transfers: Sequence[Transfer], served: Served | None = None) -> None:
-    """Raise the error of the first transfer that failed; a puncture comes before all others, and its session says why."""
+    """Raise the error of the first transfer that failed; a puncture comes first, and its session says why."""
     errors = [error for transfer in transfers if (error := transfer.error()) is not None]
     if not errors:
         return

@@ -22,12 +22,12 @@ one, which bends only as the volume fills. Since D is concave, that is not less 
 set of tracks that is written over and over is told from one that grows. With coarser tracks an update of several blocks
 touches fewer tracks, and a block counts for its share of one.
 
-How far off. For writes that favour no part of the volume, be they uniform, to a set, or skewed, at most a tenth too low;
-and too high by up to double, or three times for skewed writes and a copy that is much shorter than the observation
-(tests/unit/test_preflight.py copies under such loads, write by write). Writes to one part of the volume only need at
-most twice as many images as estimated (all of it is copied last), and at most four times as many at once; or none (it
-is copied first). The mover takes such a part first once usage passes the low mark, which the estimate does not count
-on. An application that changes its ways is beyond any estimate.
+How far off. For writes that favour no part of the volume, be they uniform, to a set, or skewed, a tenth too low at
+most, and too high by up to double, or three times for skewed writes and a copy that is much shorter than the
+observation (tests/unit/test_preflight.py copies under such loads, write by write). Writes to one part of the volume
+only need at most twice as many images as estimated (all of it is copied last), and at most four times as many at once;
+or none (it is copied first). The mover takes such a part first once usage passes the low mark, which the estimate does
+not count on. An application that changes its ways is beyond any estimate.
 
 Where nothing was observed, IBM's planning figure for Concurrent Copy serves: a tenth of the data.
 """
@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 from timezero.units import MIB, format_seconds, format_size
 
-BLOCK = 4096  # bytes: the grain of what is observed (csrc/subsystem/recent.h)
+BLOCK = 4096  # bytes: the grain of what is observed (csrc/subsystem/volume_recent.h)
 OBSERVED_S = 2.0  # what was observed for less than this says nothing
 PLANNING_PART = 0.1
 #: Bytes a second where no copy was observed: what a disk of today gives beside an application that it also serves.
@@ -131,7 +131,8 @@ class Volume(NamedTuple):
 class Expected(NamedTuple):
     """Of one volume, in tracks: images: before-images in all; peak: most at once; room: what the sidefile holds.
 
-    full_after_s: seconds after which it is full, None when it never is. basis: "observed", or "planned" by rule of thumb.
+    full_after_s: seconds after which it is full, None when it never is. basis: "observed", or "planned", by rule of
+    thumb.
     """
 
     volume: str
@@ -194,8 +195,8 @@ class Preflight(NamedTuple):
         after = min(volume.full_after_s or 0.0 for volume in worst)
         wanted = max(volume.peak * volume.track_size for volume in worst)
         return (
-            f"volume {names}: the sidefile will probably be full after {format_seconds(after)}, and the backup fail (the "
-            f"application is not harmed): give it {format_size(wanted * 1.25)} (--sidefile-memory, --sidefile-file), "
+            f"volume {names}: the sidefile will probably be full after {format_seconds(after)}, and the backup fail "
+            f"(the application is not harmed): give it {format_size(wanted * 1.25)} (--sidefile-memory, --sidefile-file), "
             "copy faster, or at a quieter time"
         )
 

@@ -1,4 +1,4 @@
-"""Admission: may a session begin? Decided before it takes anything, so that what runs is not touched by one that may not.
+"""Admission: may a session begin? Decided before it takes anything: one that may not touches nothing that runs.
 
 What a session takes is known beforehand: its caps count everything, and it allocates them when it is prepared. So the
 limits are compared with what was admitted, and what the machine has left with what was admitted and is not allocated
@@ -78,12 +78,11 @@ def admit(
 def _candidates(new: Claim, others: Iterable[Claim]) -> Sequence[Claim]:
     """Those that may be asked to give way, the largest first; of equals the newest, which has done the least."""
     there = [claim for claim in others if claim.may_give_way and taken_by(claim) >= taken_by(new)]
-    return sorted(reversed(there), key=taken_by, reverse=True)
+    there.reverse()
+    return sorted(there, key=taken_by, reverse=True)
 
 
-def _lacking(
-    new: Claim, others: Iterable[Claim], leaving: Sequence[Claim], limits: Limits, files: int
-) -> str | None:
+def _lacking(new: Claim, others: Iterable[Claim], leaving: Sequence[Claim], limits: Limits, files: int) -> str | None:
     """What is not enough for all but those that leave, in words; None: nothing. files: that may still be opened."""
     staying = [claim for claim in others if claim not in leaving]
     memory = sum(claim.memory for claim in staying)

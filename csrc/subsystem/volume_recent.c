@@ -2,7 +2,7 @@
  *
  * Recent writes: the ring, and the sketch.
  */
-#include "recent.h"
+#include "volume_recent.h"
 
 #include <string.h>
 

@@ -14,8 +14,8 @@
  * Memory   17 KiB, in the volume.
  * Threads  the volume's.
  */
-#ifndef TZ_RECENT_H
-#define TZ_RECENT_H
+#ifndef TZ_VOLUME_RECENT_H
+#define TZ_VOLUME_RECENT_H
 
 #include "tz/volume.h"
 
