@@ -196,8 +196,8 @@ class Preflight(NamedTuple):
         wanted = max(volume.peak * volume.track_size for volume in worst)
         return (
             f"volume {names}: the sidefile will probably be full after {format_seconds(after)}, and the backup fail "
-            f"(the application is not harmed): give it {format_size(wanted * 1.25)} (--sidefile-memory, --sidefile-file), "
-            "copy faster, or at a quieter time"
+            f"(the application is not harmed): give it {format_size(wanted * 1.25)} (--sidefile-memory, "
+            "--sidefile-file), copy faster, or at a quieter time"
         )
 
 
