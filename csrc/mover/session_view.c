@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "tz/crash.h"
+#include "tz/marks.h"
 
 /* Taking a slot out is a matter of some hundred nanoseconds, unless the gate's thread is not running. */
 #define LOOKS_AWAKE   10000
@@ -63,6 +64,48 @@ bool tz_session_view_is_zero(const tz_session_view *view, uint64_t track)
 const uint8_t *tz_session_view_memory(const tz_session_view *view, uint32_t slot)
 {
     return (const uint8_t *)view->header + view->plan.data_offset + ((uint64_t)slot << view->track_shift);
+}
+
+bool tz_session_view_drains(tz_session_view *view)
+{
+    uint32_t used = atomic_load_explicit(&view->header->used_slots, memory_order_relaxed);
+    bool was = atomic_load_explicit(&view->drains, memory_order_relaxed);
+    bool is = tz_mark_is_past(tz_mark_low(view->plan.low_mark, view->plan.high_mark), used, was);
+
+    if (is != was)
+        atomic_store_explicit(&view->drains, is, memory_order_relaxed);
+    return is;
+}
+
+/* By bucket, not by slot: the slots in use lie together, those that are free too, and a scan would spend most of its
+ * time among either; the buckets are a hash of the tracks. An entry that is freed on the way may lead into another
+ * chain, which is as good. */
+int tz_session_view_next_live(const tz_session_view *view, tz_live_scan *scan, uint32_t *left, uint64_t *track)
+{
+    const _Atomic uint32_t *buckets = (const _Atomic uint32_t *)((uintptr_t)view->header + view->plan.buckets_offset);
+    const tz_slot *slots = view->slot_table;
+    uint64_t found = 0;
+
+    for (; *left > 0 && found == 0; (*left)--) {
+        uint32_t at = scan->chain, next;
+
+        if (at == 0) {
+            at = atomic_load(&buckets[scan->bucket]);
+            scan->bucket = (scan->bucket + 1) & (view->plan.buckets - 1);
+        }
+        scan->chain = 0;
+        if (at == 0)
+            continue;
+        if (at > view->slots)
+            return -EPROTO;
+        next = atomic_load(&slots[at - 1].next);
+        scan->chain = next == TZ_SLOT_NONE ? 0 : next + 1;
+        found = atomic_load(&slots[at - 1].track); /* 0: freed meanwhile */
+        if (found > view->tracks)
+            return -EPROTO;
+    }
+    *track = found - 1;
+    return found != 0;
 }
 
 void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot)

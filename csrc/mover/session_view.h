@@ -26,6 +26,7 @@ struct tz_session_view {
     const tz_slot *slot_table;
     tz_file volume, tier; /* tier.fd -1: none */
     int drain_fd;
+    _Atomic bool drains; /* past the low mark, as of the last look */
 
     /* Checked copies. */
     uint64_t volume_size, track_size, tracks;
@@ -43,6 +44,12 @@ struct tz_session_view {
     tz_session_uses uses;
     _Atomic bool begun; /* a chunk was loaded: uses are only counted down from now on */
 };
+
+/* Where to go on in the table of live slots; all zero at first. */
+typedef struct tz_live_scan {
+    uint32_t bucket;
+    uint32_t chain; /* slot + 1; 0: the bucket's first */
+} tz_live_scan;
 
 /* ---- session_view.c ---- */
 
@@ -62,6 +69,13 @@ const uint8_t *tz_session_view_memory(const tz_session_view *view, uint32_t slot
 /* Bytes of a hole of the volume that begins at `physical` or before and reaches beyond it, as it is now; 0: data, or not
  * known. What it says is as good as a read that ends now, and like one has to be validated afterwards. */
 uint64_t tz_session_view_hole(tz_session_view *view, uint64_t physical);
+
+/* Is the sidefile to be drained first now? */
+bool tz_session_view_drains(tz_session_view *view);
+
+/* The track of the next live before-image, in an order as good as random: 1; 0 when `left` places have been looked at;
+ * -EPROTO. */
+int tz_session_view_next_live(const tz_session_view *view, tz_live_scan *scan, uint32_t *left, uint64_t *track);
 
 /* Gives a slot back, its content taken; told to the gate with the chunk's others by announce (0 or -errno). */
 void tz_session_view_push(tz_session_view *view, tz_chunk *chunk, uint32_t slot);

@@ -4,14 +4,15 @@
  *
  * Ahead of order. A slot names a track; which chunk of this file needs it, the reverse look-up says. It is asked for
  * one address in every `grain` bytes of the track, the power of two that all extents begin and end at, so that
- * an extent that begins inside the track is found; for many slots at once, because searches overlap.
+ * an extent that begins inside the track is found; for many slots at once, because searches overlap, and because the
+ * chunk that is met most often among them gives back the most (source_session.c).
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "session_view.h"
 
-/* Addresses looked up in one go, and slots looked at for one claim: at 40 ns an address and 4 KiB blocks in tracks of
+/* Addresses looked up in one go, and places looked at for one claim: at 40 ns an address and 4 KiB blocks in tracks of
  * 16 KiB, a claim takes at most 0.2 ms. */
 #define PROBES      256
 #define MOST_PROBES 32 /* of one track */
@@ -23,7 +24,7 @@ typedef struct extents_source {
     tz_extents *map;
     uint64_t grain; /* bytes, at most a track */
     uint32_t chunk_size;
-    uint32_t scan; /* next slot to look at for a claim ahead; under the transfer's lock */
+    tz_live_scan scan; /* for claims ahead; under the transfer's lock */
 } extents_source;
 
 static extents_source *of(tz_source *base)
@@ -38,61 +39,84 @@ static void activity(const tz_source *base, tz_activity *out)
 
 /* ---- ahead of order ---- */
 
-/* The addresses of the next slots' tracks that are to be looked up; how many, or -EPROTO. `left`: slots to look at. */
+/* The addresses of the next live tracks that are to be looked up; how many, or -EPROTO. `left`: places to look at. */
 static int collect(extents_source *source, uint64_t *addresses, uint32_t *left)
 {
     const tz_session_view *view = source->view;
-    const tz_slot *slots = view->slot_table;
     const uint32_t probes = (uint32_t)(view->track_size / source->grain);
     uint32_t count = 0;
+    uint64_t track;
 
-    for (; *left > 0 && count + probes <= PROBES; (*left)--) {
-        uint64_t track = atomic_load(&slots[source->scan].track);
+    while (count + probes <= PROBES) {
+        int rc = tz_session_view_next_live(view, &source->scan, left, &track);
 
-        source->scan = source->scan + 1 < view->slots ? source->scan + 1 : 0;
-        if (track > view->tracks)
-            return -EPROTO;
-        for (uint32_t i = 0; track && i < probes; i++)
-            addresses[count++] = ((track - 1) << view->track_shift) + i * source->grain;
+        if (rc < 0)
+            return rc;
+        if (rc == 0)
+            break;
+        for (uint32_t i = 0; i < probes; i++)
+            addresses[count++] = (track << view->track_shift) + i * source->grain;
     }
     return (int)count;
 }
 
-static bool claim_first(extents_source *source, tz_bitmap *claimed, const uint64_t *logical, uint32_t count,
-                        uint64_t *number)
+/* How often each chunk was met; open addressing, at most half full. */
+typedef struct tally {
+    uint64_t chunk[2 * PROBES]; /* number + 1; 0: free */
+    uint32_t count[2 * PROBES];
+} tally;
+
+static uint32_t add(tally *tally, uint64_t chunk)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        if (logical[i] >= source->base.size) /* TZ_EXTENT_NONE, too */
-            continue;
-        *number = logical[i] / source->chunk_size;
-        if (tz_bitmap_claim(claimed, *number))
-            return true;
-    }
-    return false;
+    uint32_t at = (uint32_t)((chunk * UINT64_C(0x9e3779b97f4a7c15)) >> 32) % (2 * PROBES);
+
+    while (tally->chunk[at] && tally->chunk[at] != chunk + 1)
+        at = (at + 1) % (2 * PROBES);
+    tally->chunk[at] = chunk + 1;
+    return ++tally->count[at];
 }
 
-/* Under the transfer's lock: a chunk that needs a track of a live slot and is not claimed. The order of a single
- * chunk is of no account. */
+/* Of the chunks that nobody has claimed, the one that was met most often. False: there is none. */
+static bool claim_densest(extents_source *source, tz_bitmap *claimed, const uint64_t *logical, uint32_t count,
+                          uint64_t *number)
+{
+    tally tally = {0};
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t chunk = logical[i] / source->chunk_size;
+        uint32_t met;
+
+        if (logical[i] >= source->base.size || tz_bitmap_test(claimed, chunk)) /* TZ_EXTENT_NONE, too */
+            continue;
+        met = add(&tally, chunk);
+        if (met > most) {
+            most = met;
+            *number = chunk;
+        }
+    }
+    return most > 0 && tz_bitmap_claim(claimed, *number);
+}
+
+/* Under the transfer's lock: of the chunks that need a track of a live slot and are not claimed, the one that most of
+ * a batch of such tracks are of. The order of a single chunk is of no account. */
 static int ahead(tz_source *base, tz_bitmap *claimed, uint64_t *number)
 {
     extents_source *source = of(base);
-    const tz_session_view *view = source->view;
-    uint32_t left = (uint32_t)tz_min_u64(AHEAD_SCAN, view->slots);
+    uint32_t left = AHEAD_SCAN;
     uint64_t addresses[PROBES];
 
-    if (claimed->bits < 2 ||
-        atomic_load_explicit(&view->header->used_slots, memory_order_relaxed) <= view->plan.low_mark)
+    if (claimed->bits < 2 || !tz_session_view_drains(source->view))
         return 0;
-    while (left > 0) {
+    for (;;) {
         int count = collect(source, addresses, &left);
 
-        if (count < 0)
+        if (count <= 0)
             return count;
         tz_extents_reverse_batch(source->map, addresses, addresses, (uint64_t)count);
-        if (claim_first(source, claimed, addresses, (uint32_t)count, number))
+        if (claim_densest(source, claimed, addresses, (uint32_t)count, number))
             return 1;
     }
-    return 0;
 }
 
 /* ---- loading ---- */

@@ -85,14 +85,17 @@ void tz_session_puncture(tz_session *session, enum tz_puncture_reason reason)
     tz_gate_judge_again(session->volume, 0, UINT64_MAX);
 }
 
-uint64_t tz_session_delay_ns(const tz_session *session)
+/* From nothing where it ends to the most at the cap: it fades out, and what it begins with is a small part of the most
+ * (with the usual marks a quarter). Looked at whenever a slot may be wanted, so that no rise of usage is missed. */
+uint64_t tz_session_delay_ns(tz_session *session)
 {
-    const tz_session_header *h = tz_session_header_of(session);
-    const uint64_t used = session->sidefile.used, most = (uint64_t)session->max_delay_us * 1000;
+    const uint32_t used = session->sidefile.used, end = session->high.end;
+    const uint64_t most = (uint64_t)session->max_delay_us * 1000;
 
-    if (used <= h->high_mark)
+    session->pressed = tz_mark_is_past(session->high, used, session->pressed);
+    if (!session->pressed || most == 0)
         return 0;
-    return most * (used - h->high_mark) / (h->slots - h->high_mark);
+    return most * (used - end) / (tz_session_header_of(session)->slots - end);
 }
 
 /* ---- the end ---- */
@@ -201,6 +204,30 @@ int tz_session_end_within(tz_session *session, bool cancel, uint64_t timeout_ns,
 int tz_session_end(tz_session *session, bool cancel, tz_session_report *out)
 {
     return tz_session_end_within(session, cancel, UINT64_MAX, out);
+}
+
+/* ---- giving way ---- */
+
+struct way_call {
+    tz_call call;
+    tz_session *session;
+};
+
+static void run_give_way(tz_io_message *message)
+{
+    struct way_call *way = tz_container_of(message, struct way_call, call.message);
+
+    tz_session_puncture(way->session, TZ_PUNCTURE_ADMISSION);
+    tz_call_answer(&way->call);
+}
+
+void tz_session_give_way(tz_session *session)
+{
+    struct way_call way = {.session = session};
+
+    tz_call_init(&way.call, run_give_way);
+    tz_io_post(session->volume->io, &way.call.message);
+    tz_call_wait(&way.call);
 }
 
 /* ---- for others ---- */

@@ -105,9 +105,22 @@ static int plan_session(struct plan *plan, const tz_session_config *config, uint
     return plan_fits(plan, config, size, low) ? 0 : -ENOSPC;
 }
 
-static uint32_t percent(uint32_t slots, uint32_t given, uint32_t usual)
+static uint32_t percent(uint32_t given, uint32_t usual)
 {
-    return (uint32_t)((uint64_t)slots * (given ? given : usual) / 100);
+    return given ? given : usual;
+}
+
+static uint32_t part_of(uint32_t slots, uint32_t percents)
+{
+    return (uint32_t)((uint64_t)slots * percents / 100);
+}
+
+static bool marks_make_sense(const tz_session_config *config)
+{
+    const uint32_t low = percent(config->low_percent, LOW_PERCENT);
+    const uint32_t high = percent(config->high_percent, HIGH_PERCENT);
+
+    return low < high && high <= 100;
 }
 
 static bool config_makes_sense(const tz_session_config *config, const tz_volume *volume)
@@ -115,8 +128,7 @@ static bool config_makes_sense(const tz_session_config *config, const tz_volume 
     const uint64_t track = config->track_size;
 
     return tz_is_pow2(track) && track >= TZ_TRACK_MIN && track <= TZ_TRACK_MAX && track >= volume->zero_align &&
-           config->low_percent <= 100 && config->high_percent <= 100 &&
-           (config->file_fd >= 0) == (config->file_bytes > 0) && config->max_delay_us <= 1000000;
+           marks_make_sense(config) && config->max_delay_us <= 1000000;
 }
 
 /* ---- memory ---- */
@@ -179,8 +191,8 @@ static void fill_header(tz_session_header *h, const struct plan *plan, const tz_
     memcpy(h, &plan->header, offsetof(tz_session_header, state));
     h->magic = TZ_SESSION_MAGIC;
     h->layout = TZ_SESSION_LAYOUT;
-    h->low_mark = percent(h->slots, config->low_percent, LOW_PERCENT);
-    h->high_mark = percent(h->slots, config->high_percent, HIGH_PERCENT);
+    h->low_mark = part_of(h->slots, percent(config->low_percent, LOW_PERCENT));
+    h->high_mark = part_of(h->slots, percent(config->high_percent, HIGH_PERCENT));
 }
 
 static void cut_private_memory(tz_session *session, const struct plan *plan, const tz_session_config *config)
@@ -218,6 +230,7 @@ static int make_memories(tz_session *session, const struct plan *plan, const tz_
         return -ENOMEM;
     session->private_memory = private;
     fill_header(owned, plan, config);
+    session->high = tz_mark_high(tz_session_header_of(session)->low_mark, tz_session_header_of(session)->high_mark);
     cut_private_memory(session, plan, config);
     tz_sidefile_init(&session->sidefile, owned, shared, (uint32_t *)((char *)private + plan->free_slots),
                      session->faults);
@@ -293,7 +306,7 @@ static tz_session *new_session(tz_volume *volume, const tz_session_config *confi
     session->track_shift = plan->header.track_shift;
     session->preserve_tracks = (uint32_t)(plan->buffer_bytes >> plan->header.track_shift);
     session->faults = config->faults;
-    session->max_delay_us = config->max_delay_us ? config->max_delay_us : MAX_DELAY_US;
+    session->max_delay_us = config->exempt ? 0 : config->max_delay_us ? config->max_delay_us : MAX_DELAY_US;
     session->volume_answer_ns =
         UINT64_C(1000000) * (config->volume_answer_ms ? config->volume_answer_ms : VOLUME_ANSWER_MS);
     session->tier_answer_ns = UINT64_C(1000000) * (config->tier_answer_ms ? config->tier_answer_ms : TIER_ANSWER_MS);
@@ -302,16 +315,28 @@ static tz_session *new_session(tz_volume *volume, const tz_session_config *confi
     return session;
 }
 
+static int plan_checked(struct plan *plan, const tz_volume *volume, const tz_session_config *config)
+{
+    return config_makes_sense(config, volume) ? plan_session(plan, config, volume->file.size) : -EINVAL;
+}
+
+int tz_session_check(const tz_volume *volume, const tz_session_config *config)
+{
+    struct plan plan = {0};
+
+    return plan_checked(&plan, volume, config);
+}
+
 int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config)
 {
     struct plan plan = {0};
     tz_session *session;
     int rc;
 
-    if (!config_makes_sense(config, volume))
+    if ((config->file_fd >= 0) != (config->file_bytes > 0))
         return -EINVAL;
     TZ_CRASH_POINT("session.prepare");
-    rc = plan_session(&plan, config, volume->file.size);
+    rc = plan_checked(&plan, volume, config);
     if (rc < 0)
         return rc;
     session = new_session(volume, config, &plan);

@@ -13,6 +13,7 @@
 
 #include "call.h"
 #include "sidefile.h"
+#include "tz/marks.h"
 #include "volume_private.h"
 
 /* One run of tracks whose before-images are being saved: read, then tier by tier. */
@@ -44,7 +45,8 @@ struct tz_session {
     uint64_t track_size;
     uint32_t track_shift;
     uint32_t faults;
-    uint32_t max_delay_us;
+    uint32_t max_delay_us; /* 0: never delayed */
+    tz_mark high;
     uint32_t preserve_tracks; /* most tracks one preservation reads */
     uint64_t volume_answer_ns, tier_answer_ns;
     tz_preserve *preserves; /* all of them */
@@ -67,6 +69,7 @@ struct tz_session {
     bool active;   /* installed and neither punctured nor ended: the gate looks at it */
     bool late;     /* TZ_FAULT_LATE_PUNCTURE: the state is told only at the end */
     bool starved;  /* somebody waits for a free preservation */
+    bool pressed;  /* past the high mark, as of the last update that was held */
     bool over;     /* ended; nothing may start any more */
     bool watching; /* `watch` is submitted */
     bool waiting;  /* `patience` is submitted */
@@ -99,8 +102,8 @@ void tz_session_puncture(tz_session *session, enum tz_puncture_reason reason);
 /* Starts the end; `call` is answered when nothing is under way any more. */
 void tz_session_end_start(tz_session *session, bool cancel, tz_call *call);
 void tz_session_end_check(tz_session *session);
-/* Nanoseconds by which an update that was intercepted now is delayed; 0 below the high mark. */
-uint64_t tz_session_delay_ns(const tz_session *session);
+/* Nanoseconds by which an update that was intercepted now is delayed; 0 unless past the high mark. */
+uint64_t tz_session_delay_ns(tz_session *session);
 
 /* session_patience.c, on the volume's thread */
 void tz_session_expect(tz_session *session, tz_preserve *p, uint64_t within_ns); /* an operation of p was submitted */

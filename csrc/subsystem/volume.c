@@ -12,6 +12,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 /* qemu's tools take byte-range locks from 100 to 299 for what they do and what they forbid others; a write lock
  * over all of them tells qemu-img that the image is in use, and tells us when qemu uses it. */
 static int lock_against_qemu(int fd)
@@ -96,6 +98,7 @@ int tz_volume_open(tz_volume **out, tz_io *io, const tz_volume_config *config)
         goto fail;
     }
     tz_gate_init(volume);
+    tz_recent_init(&volume->recent, tz_now_coarse_ns());
     *out = volume;
     return 0;
 fail:
@@ -136,6 +139,11 @@ void tz_volume_stats_get(const tz_volume *volume, tz_volume_stats *out)
     for (const tz_session *s = volume->gate.sessions; s; s = tz_gate_next_session(s))
         out->sessions++;
     tz_volume_load_stats(volume, out);
+}
+
+void tz_volume_recent_writes_get(const tz_volume *volume, tz_recent_writes *out)
+{
+    tz_recent_get(&volume->recent, tz_now_coarse_ns(), out);
 }
 
 /* ---- the end of a request ---- */
@@ -338,10 +346,12 @@ void tz_volume_submit(tz_volume *volume, tz_request *request)
     case TZ_REQUEST_WRITE:
     case TZ_REQUEST_TRIM:
     case TZ_REQUEST_ZERO:
-        if (volume->read_only)
+        if (volume->read_only) {
             tz_volume_finish(volume, request, -EPERM);
-        else
-            tz_volume_update(volume, request);
+            break;
+        }
+        tz_recent_note(&volume->recent, tz_now_coarse_ns(), request->offset, request->length);
+        tz_volume_update(volume, request);
         break;
     }
 }

@@ -19,6 +19,7 @@
 #include "tz/volume.h"
 
 #include "gate_private.h"
+#include "volume_recent.h"
 
 /* Bounce buffers for requests that do not fit the volume's alignment; a peer that is aligned needs none. */
 #define TZ_BOUNCES      8
@@ -62,6 +63,7 @@ struct tz_volume {
     uint64_t requests; /* submitted and not done */
     tz_load load;      /* its histograms: while no session is installed */
     tz_volume_stats stats;
+    tz_recent recent;
 };
 
 /* In memory, what is no longer than this is transferred on the spot: copying it takes less than 50 us. */

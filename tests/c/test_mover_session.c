@@ -216,6 +216,11 @@ static void nonsense_is_refused(void)
     /* A live slot beyond the volume. */
     atomic_store(&w.gate.h->used_slots, 30);
     atomic_store(&tz_session_slots(w.gate.h)[3].track, UINT64_C(1) << 40);
+    atomic_store(&tz_session_buckets(w.gate.h)[7], 4);
+    back_up(&w, &config, &report);
+    CHECK_EQ(report.error, -EPROTO);
+    /* A bucket that names no slot. */
+    atomic_store(&tz_session_buckets(w.gate.h)[7], 1000);
     back_up(&w, &config, &report);
     CHECK_EQ(report.error, -EPROTO);
 

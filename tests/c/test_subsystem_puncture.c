@@ -69,6 +69,24 @@ static void room_is_looked_for_before_the_cap(void)
     teardown();
 }
 
+/* A session that gives way: as at the cap, but for the reason. */
+static void giving_way(void)
+{
+    tz_session_config c = usual();
+    update u;
+
+    setup();
+    install(&c);
+    write_tracks(1, 2);
+    submit(&u, TZ_REQUEST_WRITE, 9, 3);
+    CHECK(rig.session->preserving > 0);
+    tz_session_puncture(rig.session, TZ_PUNCTURE_ADMISSION);
+    CHECK_EQ(state(), TZ_SESSION_PUNCTURED);
+    finish(&u);
+    end(rig.session, false, TZ_SESSION_PUNCTURED, TZ_PUNCTURE_ADMISSION);
+    teardown();
+}
+
 static int failing_fd;
 static tz_io_opcode failing_opcode;
 
@@ -204,6 +222,7 @@ int main(void)
 {
     RUN(cap);
     RUN(room_is_looked_for_before_the_cap);
+    RUN(giving_way);
     RUN(an_unreadable_image);
     RUN(a_failing_file_tier);
     RUN(nonsense_from_the_mover);

@@ -24,14 +24,22 @@ static void prepare_refuses(void)
     CHECK_EQ(prepare_with(c), -EINVAL);
     c = usual();
     c.memory_bytes = 0;
+    CHECK_EQ(tz_session_check(rig.volume, &c), -ENOSPC);
     CHECK_EQ(prepare_with(c), -ENOSPC);
     c.memory_bytes = 20000; /* holds the tables, but no slot */
     CHECK_EQ(prepare_with(c), -ENOSPC);
     c = usual();
+    CHECK_EQ(tz_session_check(rig.volume, &c), 0);
     c.file_bytes = 65536; /* and no file */
+    CHECK_EQ(tz_session_check(rig.volume, &c), 0);
     CHECK_EQ(prepare_with(c), -EINVAL);
     c = usual();
     c.high_percent = 101;
+    CHECK_EQ(prepare_with(c), -EINVAL);
+    c.high_percent = c.low_percent = 50; /* the mover drains before writers are delayed */
+    CHECK_EQ(prepare_with(c), -EINVAL);
+    c.high_percent = 20; /* below the usual low mark */
+    c.low_percent = 0;
     CHECK_EQ(prepare_with(c), -EINVAL);
     teardown();
 }

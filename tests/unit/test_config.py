@@ -28,18 +28,23 @@ path = "/dev/vdb"
 path = "images/a.raw"
 read_only = true
 buffered = true
+exempt_from_delay = true
 
 [sidefile]
 memory = "128M"
 path = "spill"
 file = "2G"
 track = "4K"
+low_percent = 10
+high_percent = 90
+max_delay = "5ms"
 
 [limits]
 sessions = 4
 memory = 1048576
 file = "10G"
 connections = 3
+when_full = "puncture-largest"
 """
 
 
@@ -63,7 +68,7 @@ def test_every_key_of_a_file(write, tmp_path):
     assert config.load(write(FULL)) == ServeConfig(
         volumes={
             "disk": VolumeConfig("/dev/vdb"),
-            "image": VolumeConfig(str(tmp_path / "images/a.raw"), read_only=True, buffered=True),
+            "image": VolumeConfig(str(tmp_path / "images/a.raw"), True, True, True),
         },
         nbd=("nbd+unix:///?socket=/run/x.sock", "nbd://127.0.0.1"),
         control=str(tmp_path / "control.sock"),
@@ -72,8 +77,8 @@ def test_every_key_of_a_file(write, tmp_path):
         engine="threads",
         poll_us=20,
         quiet=True,
-        sidefile=SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, 4 * KIB),
-        limits=Limits(4, MIB, 10 * GIB, 3),
+        sidefile=SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, 4 * KIB, 10, 90, 5000),
+        limits=Limits(4, MIB, 10 * GIB, 3, "puncture-largest"),
     )
 
 
@@ -84,7 +89,7 @@ def test_the_documented_example_is_what_it_says(tmp_path):
     path.write_text(example)
     loaded = config.load(path)
     assert set(loaded.volumes) == {"db", "log"}
-    assert (loaded.sidefile.track, loaded.limits) == (SidefileConfig().track, Limits())
+    assert (loaded.sidefile, loaded.limits) == (SidefileConfig(), Limits())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,14 @@ def test_the_documented_example_is_what_it_says(tmp_path):
         ("[sidefile]\nmemory = '64X'", "sidefile.memory"),
         ("[sidefile]\nmemory = 1.5", "sidefile.memory"),
         ("[sidefile]\npath = 1", "sidefile.path"),
+        ("[sidefile]\nlow_percent = '10'", "sidefile.low_percent"),
+        ("[sidefile]\nhigh_percent = 1.5", "sidefile.high_percent"),
+        ("[sidefile]\nmax_delay = 5", "sidefile.max_delay: 5 is not a duration"),
+        ("[sidefile]\nmax_delay = false", "sidefile.max_delay"),
+        ("[sidefile]\nmax_delay = '5x'", "sidefile.max_delay: '5x' is not a duration"),
+        ("[volumes.disk]\npath = '/x'\nexempt_from_delay = 1", "volumes.disk.exempt_from_delay"),
         ("[limits]\nsessions = true", "limits.sessions"),
+        ("[limits]\nwhen_full = 1", "limits.when_full"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line_with_the_place(write, text, says):
@@ -117,6 +129,30 @@ def test_a_bad_file_is_told_in_one_line_with_the_place(write, text, says):
         config.load(write(text))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[sidefile]\nlow_percent = 0", "sidefile.low_percent: 0 is not between 1 and 100"),
+        ("[sidefile]\nhigh_percent = 101", "sidefile.high_percent: 101"),
+        ("[sidefile]\nlow_percent = 80", "sidefile.low_percent: 80 is not below high_percent (80)"),
+        ("[sidefile]\nhigh_percent = 20", "sidefile.low_percent: 25 is not below high_percent (20)"),
+        ("[sidefile]\nmax_delay = '2s'", "sidefile.max_delay: 2000000 us are more than a second"),
+        ("[limits]\nwhen_full = 'panic'", "'panic' is none of refuse-newest, puncture-largest"),
+    ],
+)
+def test_values_out_of_range(write, text, says):
+    with pytest.raises(UsageError) as error:
+        parse("--config", str(write(text)), "--volume", "a=x")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_delay_and_marks_at_the_ends(write):
+    text = "[sidefile]\nlow_percent = 1\nhigh_percent = 100\nmax_delay = 0"
+    found = parse("--config", str(write(text)), "--volume", "a=x").sidefile
+    assert (found.low_percent, found.high_percent, found.max_delay_us) == (1, 100, 0)
 
 
 def test_a_missing_file():
@@ -136,6 +172,7 @@ def test_a_missing_file():
         (["--volume", "a="], "NAME=PATH"),
         (["--volume", "a=x", "--volume", "a=y"], "already"),
         (["--volume", "a=x", "--read-only", "b"], "volume b"),
+        (["--volume", "a=x", "--exempt-from-delay", "b"], "volume b"),
         (["--volume", "a=x", "--reactors", "0"], "reactors"),
         (["--volume", "a=x", "--poll-us", "-1"], "poll_us"),
         (["--volume", "a=x", "--track", "48K"], "track"),
@@ -162,15 +199,16 @@ def test_the_command_line_adds_to_the_file_and_overrides_it(write, tmp_path, mon
     file = write(FULL)
     merged = parse("--config", str(file), "--volume", "more=m.raw", "--read-only", "disk", "--buffered", "more",
                    "--nbd", "nbd+unix:///?socket=/y", "--control", "/c", "--reactors", "3", "--engine", "uring",
-                   "--track", "1M", "--max-sessions", "9", "--max-session-memory", "2G", "--poll-us", "0")  # fmt: skip
+                   "--track", "1M", "--max-sessions", "9", "--max-session-memory", "2G", "--poll-us", "0",
+                   "--exempt-from-delay", "disk", "--when-full", "refuse-newest")  # fmt: skip
     assert set(merged.volumes) == {"disk", "image", "more"}
-    assert merged.volumes["disk"] == VolumeConfig("/dev/vdb", read_only=True)
+    assert merged.volumes["disk"] == VolumeConfig("/dev/vdb", read_only=True, exempt_from_delay=True)
     assert merged.volumes["image"].read_only
     assert merged.volumes["more"] == VolumeConfig(str(tmp_path / "m.raw"), buffered=True)
     assert (merged.nbd, merged.control) == (("nbd+unix:///?socket=/y",), "/c")
     assert (merged.reactors, merged.engine, merged.allow_remote, merged.poll_us) == (3, "uring", True, 0)
-    assert merged.sidefile == SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, MIB)
-    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3)
+    assert merged.sidefile == SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, MIB, 10, 90, 5000)
+    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3, "refuse-newest")
 
 
 def test_defaults_and_environment(monkeypatch):

@@ -289,3 +289,37 @@ def test_close_waits_for_calls_of_other_threads(reactor, path):
         for thread in threads:
             thread.join(20)
         assert len(stopped) == 3
+
+
+def test_sizes_are_checked_without_allocating(volume):
+    before = descriptors()
+    Session.check_sizes(volume, track_size=4096, memory_bytes=2 * MIB, file_bytes=MIB, domain=True)
+    for sizes, code in [
+        ({"track_size": 5000, "memory_bytes": 2 * MIB}, errno.EINVAL),
+        ({"track_size": 4096, "memory_bytes": 4096}, errno.ENOSPC),
+        ({"track_size": 4096, "memory_bytes": 2 * MIB, "file_bytes": 1 << 40}, errno.ENOSPC),
+    ]:
+        with pytest.raises(OSError) as error:
+            Session.check_sizes(volume, **sizes)
+        assert error.value.errno == code
+    assert descriptors() == before
+
+
+def test_giving_way(volume):
+    with pytest.raises(OSError):
+        prepare(volume, low_percent=80, high_percent=20)
+    session = prepare(volume, low_percent=10, high_percent=20, max_delay_us=5, exempt=True)
+    session.give_way()  # not at T0: nothing to lose
+    assert session.report()["state"] == "prepared"
+    Suspension([session]).run(20_000_000)
+    session.give_way()
+    report = session.end()
+    assert (report["state"], report["puncture"]) == ("punctured", "admission")
+    session.close()
+    assert session.end() == report
+
+
+def test_recent_writes_of_an_idle_volume(volume):
+    found = volume.recent_writes()
+    assert set(found) == {"ns", "updates", "bytes", "blocks", "newer_ns", "newer_blocks"}
+    assert (found["updates"], found["bytes"], found["blocks"], found["newer_blocks"]) == (0, 0, 0, 0)

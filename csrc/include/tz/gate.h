@@ -33,12 +33,13 @@ typedef struct tz_session_config {
     uint64_t file_bytes;   /* cap of the file tier; 0: none */
     int file_fd;           /* file tier: an unlinked (or O_TMPFILE) file, read-write; taken over on success; -1: none */
     bool domain; /* only some tracks: tz_session_set_domain says which, before install; else the whole volume */
-    uint32_t low_percent;  /* of slots; 0 = 25 */
-    uint32_t high_percent; /* of slots; 0 = 80 */
-    uint32_t max_delay_us; /* of a writer past the high mark; 0 = 2000 */
+    uint32_t low_percent;      /* of slots; 0 = 25 */
+    uint32_t high_percent;     /* of slots, above low_percent; 0 = 80 */
+    uint32_t max_delay_us;     /* of a writer past the high mark; 0 = 2000 */
     uint32_t volume_answer_ms; /* longest wait for a before-image's read, then it is punctured; 0 = 30000 */
     uint32_t tier_answer_ms;   /* the same for its write to the file tier; 0 = 5000 */
-    uint32_t faults;       /* tests only */
+    bool exempt;               /* writers of this volume are never delayed */
+    uint32_t faults;           /* tests only */
 } tz_session_config;
 
 /* What the mover is given; the descriptors stay the session's (duplicate or send them). */
@@ -72,6 +73,9 @@ typedef struct tz_session_report {
 int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config);
 void tz_session_handles_get(const tz_session *session, tz_session_handles *out); /* [any] */
 
+/* [any] What prepare would say of the sizes, before anything is allocated: 0, -EINVAL, -ENOSPC. file_fd is not looked at. */
+int tz_session_check(const tz_volume *volume, const tz_session_config *config);
+
 /* [any] Copies the domain that lies in `domain_fd`; what is written there afterwards counts only when this is called
  * again. Bits past the last track are ignored. -EBUSY once the session is installed, or while another thread is at it;
  * -EINVAL when its domain is the whole volume. */
@@ -86,6 +90,9 @@ int tz_session_end(tz_session *session, bool cancel, tz_session_report *out);
 /* [any] The same, but waits no longer than `timeout_ns` for what is under way: -ETIMEDOUT says that a disk still owes an
  * answer. The session is out of its gate and its report final all the same; it is to be ended once more before destroy. */
 int tz_session_end_within(tz_session *session, bool cancel, uint64_t timeout_ns, tz_session_report *out);
+
+/* [any] Punctures the session (reason ADMISSION) if it is active; it has to be ended all the same. */
+void tz_session_give_way(tz_session *session);
 
 /* [any] After end (or never installed). */
 void tz_session_destroy(tz_session *session);

@@ -59,6 +59,8 @@ enum tz_puncture_reason {
     TZ_PUNCTURE_MOVER = 5,    /* the control connection went, or the session was cancelled */
     TZ_PUNCTURE_GATE = 6,     /* the gate had reopened before the session was installed everywhere */
     TZ_PUNCTURE_STALLED = 7,  /* a before-image was not read, or not saved in the file tier, in time */
+    /* It gave way to a newer session, as the limits are set. */
+    TZ_PUNCTURE_ADMISSION = 8,
 };
 
 /* One live before-image. Written by the gate alone. */

@@ -100,6 +100,14 @@ typedef struct tz_volume_stats {
         usual_update_p99_ns; /* without a session, lately */
 } tz_volume_stats;
 
+/* Updates that came in lately: within about a minute, or since the volume was opened. */
+typedef struct tz_recent_writes {
+    uint64_t ns; /* how long that is */
+    uint64_t updates, bytes;
+    uint64_t blocks; /* of 4 KiB, each counted once however often it was written; within a few percent */
+    uint64_t newer_ns, newer_blocks; /* the same of the newer half of that time; of all of it where there is no half */
+} tz_recent_writes;
+
 /* [any, before the engine runs it] -EBUSY: locked by another server; -EROFS, -ENOTSUP and what open says. */
 int tz_volume_open(tz_volume **out, tz_io *io, const tz_volume_config *config);
 
@@ -112,5 +120,6 @@ bool tz_volume_is_idle(const tz_volume *volume);
 
 void tz_volume_submit(tz_volume *volume, tz_request *request);
 void tz_volume_stats_get(const tz_volume *volume, tz_volume_stats *out);
+void tz_volume_recent_writes_get(const tz_volume *volume, tz_recent_writes *out);
 
 #endif

@@ -64,6 +64,14 @@ cdef extern from "tz/volume.h" nogil:
         uint64_t usual_update_p50_ns
         uint64_t usual_update_p99_ns
 
+    ctypedef struct tz_recent_writes:
+        uint64_t ns
+        uint64_t updates
+        uint64_t bytes
+        uint64_t blocks
+        uint64_t newer_ns
+        uint64_t newer_blocks
+
     int tz_volume_open(tz_volume **out, tz_io *io, const tz_volume_config *config)
     void tz_volume_close(tz_volume *volume)
     const tz_file *tz_volume_file(const tz_volume *volume)
@@ -71,6 +79,7 @@ cdef extern from "tz/volume.h" nogil:
     bint tz_volume_is_idle(const tz_volume *volume)
     void tz_volume_submit(tz_volume *volume, tz_request *request)
     void tz_volume_stats_get(const tz_volume *volume, tz_volume_stats *out)
+    void tz_volume_recent_writes_get(const tz_volume *volume, tz_recent_writes *out)
 
 
 cdef extern from "tz/session_layout.h" nogil:
@@ -89,6 +98,7 @@ cdef extern from "tz/session_layout.h" nogil:
         TZ_PUNCTURE_MOVER
         TZ_PUNCTURE_GATE
         TZ_PUNCTURE_STALLED
+        TZ_PUNCTURE_ADMISSION
 
 
 cdef extern from "tz/gate.h" nogil:
@@ -109,6 +119,7 @@ cdef extern from "tz/gate.h" nogil:
         uint32_t max_delay_us
         uint32_t volume_answer_ms
         uint32_t tier_answer_ms
+        bint exempt
         uint32_t faults
 
     ctypedef struct tz_session_handles:
@@ -157,12 +168,14 @@ cdef extern from "tz/gate.h" nogil:
         uint64_t total_ns
 
     int tz_session_prepare(tz_session **out, tz_volume *volume, const tz_session_config *config)
+    int tz_session_check(const tz_volume *volume, const tz_session_config *config)
     void tz_session_handles_get(const tz_session *session, tz_session_handles *out)
     int tz_session_set_domain(tz_session *session)
     bint tz_session_lacks_domain(const tz_session *session)
     void tz_session_report_get(const tz_session *session, tz_session_report *out)
     int tz_session_end_within(
         tz_session *session, bint cancel, uint64_t timeout_ns, tz_session_report *out)
+    void tz_session_give_way(tz_session *session)
     void tz_session_destroy(tz_session *session)
 
     int tz_suspension_create(tz_suspension **out, tz_session *const *sessions, uint32_t count)

@@ -11,13 +11,14 @@ cdef class Session(Handle):
 
     def __init__(self, Volume volume not None, *, uint64_t track_size, uint64_t memory_bytes, int file_fd=-1,
                  uint64_t file_bytes=0, bint domain=False, unsigned low_percent=0, unsigned high_percent=0,
-                 unsigned max_delay_us=0, unsigned volume_answer_ms=0, unsigned tier_answer_ms=0, unsigned faults=0):
+                 unsigned max_delay_us=0, bint exempt=False, unsigned volume_answer_ms=0, unsigned tier_answer_ms=0,
+                 unsigned faults=0):
         if self.session is not NULL:
             raise RuntimeError("a Session is prepared once")
         cdef tz_session_config config = tz_session_config(
             track_size=track_size, memory_bytes=memory_bytes, file_bytes=file_bytes, file_fd=file_fd, domain=domain,
             low_percent=low_percent, high_percent=high_percent, max_delay_us=max_delay_us,
-            volume_answer_ms=volume_answer_ms, tier_answer_ms=tier_answer_ms, faults=faults)
+            exempt=exempt, volume_answer_ms=volume_answer_ms, tier_answer_ms=tier_answer_ms, faults=faults)
         cdef int result
         volume.enter()
         try:
@@ -33,6 +34,18 @@ cdef class Session(Handle):
         if self.session is not NULL and not self.closed:
             # What a disk still owes keeps the session's memory: better a leak than memory freed under the kernel.
             self._free(<uint64_t>(_CLOSE_TIMEOUT * 1e9))
+
+    @staticmethod
+    def check_sizes(Volume volume not None, *, uint64_t track_size, uint64_t memory_bytes, uint64_t file_bytes=0,
+              bint domain=False):
+        cdef tz_session_config config = tz_session_config(
+            track_size=track_size, memory_bytes=memory_bytes, file_bytes=file_bytes, file_fd=-1, domain=domain,
+            low_percent=0, high_percent=0, max_delay_us=0, exempt=False, faults=0)
+        volume.enter()
+        try:
+            check(tz_session_check(volume.volume, &config))
+        finally:
+            volume.leave()
 
     @property
     def volume(self):
@@ -71,6 +84,14 @@ cdef class Session(Handle):
         try:
             tz_session_report_get(self.session, &report)
             return report_dict(&report)
+        finally:
+            self.leave()
+
+    def give_way(self):
+        self.enter()
+        try:
+            with nogil:
+                tz_session_give_way(self.session)
         finally:
             self.leave()
 

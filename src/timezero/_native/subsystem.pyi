@@ -73,6 +73,8 @@ class Volume:
         """End all NBD connections; False when some request did not complete within `timeout` seconds."""
     def stats(self) -> dict[str, int]:
         """Fields of tz_volume_stats and tz_nbd_stats."""
+    def recent_writes(self) -> dict[str, int]:
+        """Fields of tz_recent_writes: updates that came in within about a minute, and how many blocks they touched."""
     def close(self) -> None:
         """Disconnect, close, unlock. Safe to repeat.
 
@@ -84,11 +86,12 @@ class Session:
     """One volume's part of a session, prepared: everything is allocated, nothing is intercepted yet.
 
     track_size: bytes. memory_bytes: cap of all memory it takes, tables included. file_bytes: cap of the file tier.
-    volume_answer_ms, tier_answer_ms: longest
-    wait for a before-image's read and its write to the file tier, 0 for 30 and 5 s; then it is punctured. file_fd: the
-    file tier, taken over on success. domain: only the tracks that `set_domain` designates are of the
-    session, instead of the whole volume. Raises OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file
-    tier's disk cannot hold its cap), ENOMEM.
+    low_percent, high_percent: its marks, of slots; max_delay_us: of a writer past the high mark; 0: what is usual;
+    exempt: no writer is ever delayed. volume_answer_ms, tier_answer_ms: longest wait for a before-image's read and its
+    write to the file tier, 0 for 30 and 5 s; then it is punctured. file_fd: the file tier, taken over on success.
+    domain: only the tracks that `set_domain` designates are of the session, instead of the whole volume. Raises
+    OSError: EINVAL (sizes), ENOSPC (the caps hold no slot, or the file tier's disk cannot hold its cap),
+    ENOMEM.
     """
 
     def __init__(
@@ -103,10 +106,16 @@ class Session:
         low_percent: int = 0,
         high_percent: int = 0,
         max_delay_us: int = 0,
+        exempt: bool = False,
         volume_answer_ms: int = 0,
         tier_answer_ms: int = 0,
         faults: int = 0,
     ) -> None: ...
+    @staticmethod
+    def check_sizes(
+        volume: Volume, *, track_size: int, memory_bytes: int, file_bytes: int = 0, domain: bool = False
+    ) -> None:
+        """Raise what making such a session would raise for its sizes. Nothing is allocated."""
     @property
     def volume(self) -> Volume: ...
     def handles(self) -> dict[str, int]:
@@ -127,8 +136,10 @@ class Session:
         """Fields of tz_session_report.
 
         state: "prepared", "active", "punctured", "ended". puncture: "none", "cap", "read", "sidefile", "protocol",
-        "mover", "gate", "stalled".
+        "mover", "gate", "stalled", "admission".
         """
+    def give_way(self) -> None:
+        """Puncture the session (reason "admission") if it is active. It has to be ended all the same."""
     def end(self, *, cancel: bool = False, timeout: float | None = None) -> dict[str, int | str]:
         """Take the session out of its gate; the final report. state "ended" means intact. Safe to repeat.
 

@@ -29,7 +29,7 @@ cdef dict STATES = {
 cdef dict PUNCTURES = {
     TZ_PUNCTURE_NONE: "none", TZ_PUNCTURE_CAP: "cap", TZ_PUNCTURE_READ: "read", TZ_PUNCTURE_SIDEFILE: "sidefile",
     TZ_PUNCTURE_PROTOCOL: "protocol", TZ_PUNCTURE_MOVER: "mover", TZ_PUNCTURE_GATE: "gate",
-    TZ_PUNCTURE_STALLED: "stalled",
+    TZ_PUNCTURE_STALLED: "stalled", TZ_PUNCTURE_ADMISSION: "admission",
 }
 
 _CLOSE_TIMEOUT = 30.0  # seconds for issued requests of a volume to complete
@@ -120,6 +120,17 @@ cdef struct stats_call:
 cdef int stats_on_thread(void *arg) noexcept nogil:
     cdef stats_call *call = <stats_call *>arg
     tz_volume_stats_get(call.volume, &call.stats)
+    return 0
+
+
+cdef struct recent_call:
+    tz_volume *volume
+    tz_recent_writes recent
+
+
+cdef int recent_on_thread(void *arg) noexcept nogil:
+    cdef recent_call *call = <recent_call *>arg
+    tz_volume_recent_writes_get(call.volume, &call.recent)
     return 0
 
 
@@ -241,6 +252,17 @@ cdef class Volume(Handle):
                 tz_reactor_call(self.reactor.reactor, stats_on_thread, &call)
                 tz_nbd_stats_get(self.reactor.reactor, self.volume, &nbd)
             return {**call.stats, **nbd}
+        finally:
+            self.leave()
+
+    def recent_writes(self):
+        cdef recent_call call
+        self.enter()
+        try:
+            call.volume = self.volume
+            with nogil:
+                tz_reactor_call(self.reactor.reactor, recent_on_thread, &call)
+            return call.recent
         finally:
             self.leave()
 

@@ -76,6 +76,7 @@ def _backup(options: Any, output: Output) -> int:
             files=FileOptions(tuple(options.mount), options.read_through),
             mover=_mover(options),
             progress=output.progress(),
+            foresee=output.foresee,
         )
     except PartialBackupError as error:
         if not output.json:
@@ -104,6 +105,7 @@ def _copy(options: Any, output: Output) -> int:
         session=_session(options),
         mover=_mover(options),
         progress=output.progress(),
+        foresee=output.foresee,
     )
     for doubt in result.doubts:
         output.line(f"timezero: {result.source}: fuzzy: {doubt}")

@@ -11,6 +11,7 @@ from timezero.streams import columns_of, tell
 from timezero.units import format_seconds, format_size
 
 if TYPE_CHECKING:
+    from timezero.jobs.preflight import Preflight
     from timezero.jobs.progress import Progress
 
 #: Seconds between two updates: of a bar, of lines without a terminal.
@@ -73,6 +74,16 @@ class Output:
         if self._bar:
             self._bar = False
             tell("\r\x1b[K")
+
+    def foresee(self, estimate: Preflight) -> None:
+        """What the sidefiles will have to hold: a line, or one of JSON; and a warning when they cannot."""
+        if self.json:
+            tell(_document({"estimate": estimate.to_json()}) + "\n")
+        else:
+            self.line(f"timezero: {estimate.line()}")
+        warning = estimate.warning()
+        if warning:
+            self.line(f"timezero: warning: {warning}")
 
     def progress(self) -> Callable[[Progress], None]:
         """A callback that shows progress: a bar on a terminal, lines of JSON or text at intervals elsewhere."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +36,7 @@ from timezero.units import format_instant
 if TYPE_CHECKING:
     from timezero._native.mover import PackWriter
     from timezero.jobs.files import FileAtT0, Files
+    from timezero.jobs.preflight import Preflight
 
 
 class BackupResult(NamedTuple):
@@ -43,7 +44,7 @@ class BackupResult(NamedTuple):
 
     seconds: from the first chunk to the commit. hooks: of each by its text, microseconds of its steps. Of designated
     files: gone: names that nothing had any more at T0; aliases: {other name of a dataset: the dataset}; skipped: {name:
-    why}, links and special files that a pattern or directory met.
+    why}, links and special files that a pattern or directory met. estimate: what was foreseen for sidefiles.
     """
 
     repository: str
@@ -55,6 +56,7 @@ class BackupResult(NamedTuple):
     gone: tuple[str, ...] = ()
     aliases: Mapping[str, str] = MappingProxyType({})
     skipped: Mapping[str, str] = MappingProxyType({})
+    estimate: Preflight | None = None
 
     @property
     def id(self) -> str:
@@ -74,6 +76,7 @@ class BackupResult(NamedTuple):
             "gone": list(self.gone),
             "aliases": dict(self.aliases),
             "skipped": dict(self.skipped),
+            "estimate": self.estimate.to_json() if self.estimate else None,
         }
 
 
@@ -97,12 +100,14 @@ def backup(
     files: FileOptions | None = None,
     mover: MoverOptions | None = None,
     progress: ProgressCallback | None = None,
+    foresee: Callable[[Preflight], None] | None = None,
 ) -> BackupResult:
     """Back up datasets, the served volumes among them, and files on them, with one T0.
 
     repository: its directory; made on first use when missing or empty. datasets: names of served volumes, VOLUME:/path
     and VOLUME:/pattern for files on their file systems, paths of files and devices at rest, NAME=PATH. fuzzy: take
-    sources at rest that change meanwhile. chunk_size: bytes, None for the repository's. Raises PartialBackupError when
+    sources at rest that change meanwhile. chunk_size: bytes, None for the repository's. foresee: told before T0 what
+    the sidefiles will probably have to hold. Raises PartialBackupError when
     a part of the datasets was committed, TimezeroError and its kinds when nothing was.
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
@@ -121,7 +126,7 @@ def backup(
             from timezero.jobs.files import Files
 
             chosen = stack.enter_context(Files(selections, session, files or FileOptions()))
-        return _Backup(stack, repository, designated, chosen, chunk_size, session, mover, fuzzy).run(progress)
+        return _Backup(stack, repository, designated, chosen, chunk_size, session, mover, fuzzy).run(progress, foresee)
 
 
 def _chunk_size(path: str, track_size: int) -> int:
@@ -194,7 +199,9 @@ class _Backup:
         found += self.served.identities() if self.served else []
         return found + (self._files.identities() if self._files else [])
 
-    def run(self, progress: ProgressCallback | None) -> BackupResult:
+    def run(
+        self, progress: ProgressCallback | None, foresee: Callable[[Preflight], None] | None = None
+    ) -> BackupResult:
         """From the new id to the commit."""
         from timezero._native.mover import PackWriter
 
@@ -206,6 +213,9 @@ class _Backup:
         self._stack.callback(packs.close)
         machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
+        estimate = self._foresee()
+        if estimate and foresee:
+            foresee(estimate)
         begin = time.monotonic()
         crash_point("mover.ready")
         if self.served:
@@ -232,10 +242,17 @@ class _Backup:
             gone=tuple(self._files.gone) if self._files else (),
             aliases=self._files.aliases if self._files else {},
             skipped=self._files.skipped if self._files else {},
+            estimate=estimate,
         )
         if manifest.failed:
             raise PartialBackupError(result)
         return result
+
+    def _foresee(self) -> Preflight | None:
+        if not self.served:
+            return None
+        sizes = self._files.sizes_by_volume() if self._files else {}
+        return self.served.foresee(sum(self._sizes()), rate=self._mover.rate, sizes=sizes)
 
     def _add(self, machine: Moving, dataset: Designated, packs: PackWriter) -> Transfer:
         from timezero._native.mover import Sink, Source
@@ -285,7 +302,7 @@ class _Backup:
 
     def _judge(self, transfers: dict[str, Transfer]) -> None:
         """What failed, and whether what remains can be committed. Raises when it cannot."""
-        moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal])
+        moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal], self.served)
         if self.served:
             # a volume that could not be read goes on being guarded to the end, and may be punctured for it, alone
             volumes = [dataset.name for dataset in self._designated if dataset.path is None]

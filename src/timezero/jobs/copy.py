@@ -19,6 +19,7 @@ from timezero.jobs.serving import Served
 
 if TYPE_CHECKING:
     from timezero._native.mover import Source
+    from timezero.jobs.preflight import Preflight
 
 CHUNK_DEFAULT = 1 << 20
 
@@ -27,7 +28,8 @@ class CopyResult(NamedTuple):
     """A copy that is whole and durable.
 
     t0_ns: nanoseconds since the epoch, as in a manifest. Sizes in bytes, suspension in microseconds; doubts: why a
-    fuzzy copy is one; hooks: of each by its text, microseconds of its steps.
+    fuzzy copy is one; hooks: of each by its text, microseconds of its steps; estimate: what was foreseen for the
+    sidefile of a served volume.
     """
 
     source: str
@@ -42,10 +44,12 @@ class CopyResult(NamedTuple):
     session: dict[str, int] | None
     doubts: tuple[str, ...] = ()
     hooks: Mapping[str, dict[str, int]] = MappingProxyType({})
+    estimate: Preflight | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**self._asdict(), "hooks": dict(self.hooks)}
+        estimate = self.estimate.to_json() if self.estimate else None
+        return {**self._asdict(), "hooks": dict(self.hooks), "estimate": estimate}
 
 
 def copy(
@@ -58,12 +62,13 @@ def copy(
     session: SessionOptions | None = None,
     mover: MoverOptions | None = None,
     progress: ProgressCallback | None = None,
+    foresee: Callable[[Preflight], None] | None = None,
 ) -> CopyResult:
     """Copy a dataset as of T0 to a file, a block device or `-` (standard output).
 
     source: the name of a served volume, or the path of a file or device at rest. force: replace an existing file,
-    overwrite a device that is in use. fuzzy: copy a source that changes meanwhile. chunk_size: bytes. Raises
-    TimezeroError and its kinds.
+    overwrite a device that is in use. fuzzy: copy a source that changes meanwhile. chunk_size: bytes. foresee: told
+    before T0 what the sidefile will probably have to hold. Raises TimezeroError and its kinds.
     """
     session, mover = session or SessionOptions(), mover or MoverOptions()
     check_sizes(session.track_size or 4096, chunk_size)
@@ -82,13 +87,16 @@ def copy(
         machine = stack.enter_context(moving.Moving(mover, chunk_size, [job.size]))
         transfer = machine.add(dataset.name, job.source(), image.sink(), target=image.name)
         meter = Meter(progress, job.size)
+        estimate = job.served.foresee(job.size, rate=mover.rate) if job.served else None
+        if estimate and foresee:
+            foresee(estimate)
         if job.served:
             job.served.suspend()
         t0_ns = job.served.t0_ns if job.served else time.time_ns()
         with targets.telling_left(image):
             image.begin()
             machine.run(job.watch(meter, machine))
-            moving.raise_first(machine.transfers)
+            moving.raise_first(machine.transfers, job.served)
             meter.finishing()
             job.end()
             if target != targets.STREAM:
@@ -109,6 +117,7 @@ def copy(
             session=job.served.final.get(dataset.name) if job.served else None,
             doubts=tuple(job.at_rest.doubts) if job.at_rest else (),
             hooks=job.served.hooks if job.served else {},
+            estimate=estimate,
         )
 
 

@@ -163,6 +163,13 @@ class Files:
         """Bytes of each file as it is now: for the buffer space, which is made before T0."""
         return [os.fstat(dataset.fd).st_size for dataset in [*self._mapped.datasets, *self.through]]
 
+    def sizes_by_volume(self) -> dict[str, int]:
+        """{volume: bytes of the files that are read from it}, as they are now."""
+        sizes = dict.fromkeys(self.volumes, 0)
+        for dataset in self._mapped.datasets:
+            sizes[dataset.volume] += os.fstat(dataset.fd).st_size
+        return sizes
+
     def identities(self) -> list[tuple[str, str, tuple[int, int]]]:
         """(name, path, identity) of the device of each mount: a repository on one would be frozen with it."""
         return [(mount.volume, mount.point, (mount.device, 0)) for mount in self._mounts.values()]

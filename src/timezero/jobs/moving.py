@@ -18,6 +18,7 @@ from timezero.units import parse_latency_target
 
 if TYPE_CHECKING:
     from timezero._native.mover import Sink, Source
+    from timezero.jobs.serving import Served
 
 #: Seconds between two looks at the sources and the user: how long a writer that breaks a lease waits at most.
 _TICK_S = 0.1
@@ -231,8 +232,12 @@ class Moving:
         self.stop()
 
 
-def raise_first(transfers: Sequence[Transfer]) -> None:
-    """Raise the error of the first transfer that failed; a puncture comes before all others."""
+def raise_first(transfers: Sequence[Transfer], served: Served | None = None) -> None:
+    """Raise the error of the first transfer that failed; a puncture comes first, and its session says why."""
     errors = [error for transfer in transfers if (error := transfer.error()) is not None]
-    if errors:
-        raise min(errors, key=lambda error: not isinstance(error, PunctureError))
+    if not errors:
+        return
+    first = min(errors, key=lambda error: not isinstance(error, PunctureError))
+    if served and isinstance(first, PunctureError):
+        served.end()  # raises
+    raise first

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from timezero._native.bitmap import Bitmap
     from timezero._native.mover import SessionView, Source
     from timezero.jobs.files import Files
+    from timezero.jobs.preflight import Preflight
     from timezero.quiesce import Quiesced
 
 
@@ -44,7 +45,8 @@ class Served:
 
         self._options = options
         self._hooks = quiesce.parse_all(options.quiesce)
-        self.paths = _paths(options.controls, volumes)
+        self._served = _look_at(options.controls, volumes)
+        self.paths = {name: str(found["path"]) for name, found in self._served.items()}
         self._group = session.prepare_all(
             options.controls,
             volumes,
@@ -56,6 +58,7 @@ class Served:
         crash_point("mover.prepared")
         self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
+        self._slots: dict[str, int] = {}
         self._tracks = self._ask_track_sizes()
         #: The coarsest of all volumes.
         self.track_size = max(self._tracks.values())
@@ -67,9 +70,11 @@ class Served:
     def _ask_track_sizes(self) -> dict[str, int]:
         """Subsystems choose by themselves when they are not told, and not all the same."""
         try:
-            found = {str(part["volume"]): int(part["track_size"]) for part in self._group.report()}
+            reports = self._group.report()
+            found = {str(part["volume"]): int(part["track_size"]) for part in reports}
             if found.keys() != self._parts.keys():
                 raise KeyError("volume")
+            self._slots = {str(part["volume"]): int(part.get("slots", 0)) for part in reports}
             return found
         except BaseException as error:
             self._group.close()
@@ -148,6 +153,28 @@ class Served:
                 continue
         return found
 
+    def foresee(self, total: int, *, rate: int = 0, sizes: Mapping[str, int] | None = None) -> Preflight:
+        """What the sidefiles will have to hold while `total` bytes are copied, as far as one can tell.
+
+        rate: bytes a second that the user allows, 0 for no limit. sizes: {volume: bytes to be copied of it} of those
+        that are not copied whole.
+        """
+        from timezero.jobs import preflight
+
+        volumes = [
+            preflight.Volume(
+                name,
+                min((sizes or {}).get(name, part.size), part.size),
+                self._tracks[name],
+                self._slots[name],
+                preflight.Writes.of_status(self._served.get(name, {}).get("recent_writes")),
+            )
+            for name, part in self._parts.items()
+        ]
+        speeds = [self._served.get(name, {}).get("copy_bytes_s") for name in self._parts]
+        known = [float(speed) for speed in speeds if isinstance(speed, int | float)]
+        return preflight.foresee(volumes, total, preflight.speed_of(known, rate))
+
     def suspend(self, files: Files | None = None) -> None:
         """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""
         formed: dict[str, int] = {"map_us": 0}  # whole volumes need no map: their concordance is the identity
@@ -218,14 +245,15 @@ def _numbers(part: dict[str, Any]) -> dict[str, int]:
     return {name: value for name, value in part.items() if type(value) is int and value >= 0}
 
 
-def _paths(controls: Sequence[str], volumes: Sequence[str]) -> dict[str, str]:
+def _look_at(controls: Sequence[str], volumes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{volume: what its subsystem's status says of it}."""
     from timezero import session
 
-    served: dict[str, str] = {}
+    served: dict[str, dict[str, Any]] = {}
     for control in controls:
         status = session.status(control)
         try:
-            served |= {str(volume["name"]): str(volume["path"]) for volume in status["volumes"]}
+            served |= {str(volume["name"]): {**volume, "path": str(volume["path"])} for volume in status["volumes"]}
         except (KeyError, TypeError):
             raise TimezeroError(_NONSENSE) from None
     return {name: served[name] for name in volumes if name in served}

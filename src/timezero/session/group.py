@@ -21,6 +21,13 @@ DEADLINE_US = 1_000_000  # of a suspension, when the caller gives none
 _DESCRIPTORS = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
 _PREPARE_TIMEOUT = 120.0  # seconds: memory is touched and locked, the file tier allocated
 _END_TIMEOUT = 120.0  # seconds: before-image reads under way have to complete
+#: What helps, by what a session was punctured for (docs/control-protocol.md).
+_HELP = {
+    "cap": "a larger sidefile or a faster target helps",
+    "read": "the volume could not be read where it was being written: look at its device",
+    "sidefile": "the file tier of its sidefile could not be written: look at that disk",
+    "admission": "it gave way to a newer session, as limits.when_full of the server says: back up at different times",
+}
 _SUSPEND_GRACE = 30.0  # seconds beyond the deadline, which the subsystem keeps by itself
 
 
@@ -110,9 +117,11 @@ class Group:
             if report["state"] != "ended" and report["volume"] not in given_up
         ]
         if lost or [report["volume"] for report in reports] != [part.volume for part in self.parts]:
+            reasons = {str(report["puncture"]) for report in reports} & _HELP.keys()
+            advice = "; ".join(_HELP[reason] for reason in sorted(reasons)) or "run it again"
             raise PunctureError(
                 f"session {self.name}: T0 is lost on volume {', '.join(lost) or '?'}; nothing was committed, the "
-                "application was not harmed; a larger sidefile or a faster target helps"
+                f"application was not harmed; {advice}"
             )
         return reports
 

@@ -14,7 +14,8 @@ from timezero.config import Limits, check_track
 from timezero.control.server import Answer, RequestError
 from timezero.control.wire import DESCRIPTORS_MAX, VERSION
 from timezero.errors import UsageError
-from timezero.subsystem.sessions import HANDLES, Group, Registry, Turn
+from timezero.subsystem.group import Group
+from timezero.subsystem.sessions import HANDLES, Registry, Turn
 from timezero.subsystem.volumes import Volumes
 
 # Of one session: their descriptors travel in one message. Not all have a domain: those that do are counted at prepare.

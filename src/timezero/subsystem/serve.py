@@ -13,7 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig, check_name, load, size
+from timezero.config import (
+    WHEN_FULL,
+    Limits,
+    ServeConfig,
+    SidefileConfig,
+    VolumeConfig,
+    check_name,
+    load,
+    size,
+)
 from timezero.errors import TimezeroError, UsageError
 from timezero.streams import tell
 
@@ -27,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--volume", metavar="NAME=PATH", action="append", default=[], help="serve a file or block device (repeatable)")
     add("--read-only", metavar="NAME", action="append", default=[], help="serve this volume read-only (repeatable)")
     add("--buffered", metavar="NAME", action="append", default=[], help="no O_DIRECT on this volume (repeatable)")
+    add(
+        "--exempt-from-delay",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="never delay writers of this volume, however full a sidefile is (repeatable)",
+    )
     add(
         "--nbd",
         metavar="URI",
@@ -42,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--track", metavar="SIZE", help="grain of interception, 4K to 1M (default 4K, coarser for large volumes)")
     add("--max-sessions", metavar="N", type=int, help="sessions on one volume at the same time (default 16)")
     add("--max-session-memory", metavar="SIZE", help="memory of all sessions together (default 2G)")
+    add(
+        "--when-full",
+        choices=WHEN_FULL,
+        help="a session that does not fit is refused, or larger ones that run give way (default refuse-newest)",
+    )
     add("--reactors", metavar="N", type=int, help="threads that serve volumes (default 1)")
     add("--engine", choices=("auto", "uring", "threads"), help="I/O engine (default: $TIMEZERO_IO or auto)")
     add("--poll-us", metavar="N", type=int, help="look this long for work before sleeping, where it pays (default 50)")
@@ -59,14 +80,20 @@ def configuration(args: argparse.Namespace) -> ServeConfig:
         if check_name(name) in volumes:
             raise UsageError(f"--volume {text}: there is a volume {name} already")
         volumes[name] = VolumeConfig(str(Path(path).absolute()))
-    for name in [*args.read_only, *args.buffered]:
+    for name in [*args.read_only, *args.buffered, *args.exempt_from_delay]:
         if name not in volumes:
-            raise UsageError(f"volume {name}: --read-only or --buffered names it, but it is not served")
+            raise UsageError(
+                f"volume {name}: --read-only, --buffered or --exempt-from-delay names it, but it is not served"
+            )
     for name, volume in volumes.items():
-        read_only, buffered = volume.read_only or name in args.read_only, volume.buffered or name in args.buffered
-        volumes[name] = replace(volume, read_only=read_only, buffered=buffered)
+        volumes[name] = replace(
+            volume,
+            read_only=volume.read_only or name in args.read_only,
+            buffered=volume.buffered or name in args.buffered,
+            exempt_from_delay=volume.exempt_from_delay or name in args.exempt_from_delay,
+        )
     memory = _size(args.max_session_memory, "--max-session-memory")
-    limits = _overlay(config.limits, sessions=args.max_sessions, memory=memory)
+    limits = _overlay(config.limits, sessions=args.max_sessions, memory=memory, when_full=args.when_full)
     engine = args.engine or os.environ.get("TIMEZERO_IO") or None
     nbd = tuple(args.nbd) or None
     threads = {"reactors": args.reactors, "engine": engine, "poll_us": args.poll_us}

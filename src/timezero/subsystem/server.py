@@ -79,7 +79,8 @@ class Subsystem:
     def _volume_status(self, name: str) -> dict[str, Any]:
         volume = self._volumes[name]
         facts = {key: getattr(volume, key) for key in ("path", "size", "direct", "block_size", "read_only")}
-        return {"name": name, **facts, **volume.stats()}
+        writes = {"recent_writes": volume.recent_writes(), "copy_bytes_s": self._registry.copy_speed(name)}
+        return {"name": name, **facts, **volume.stats(), **writes}
 
     def stop(self) -> bool:
         """Accept no more, cancel sessions, let issued requests complete, free everything, remove the sockets.

@@ -13,20 +13,19 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from timezero._native.subsystem import Session
 from timezero.config import Limits, SidefileConfig, track_for
 from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
+from timezero.subsystem.admission import Machine, admit
+from timezero.subsystem.group import Group, Part, Report
 from timezero.subsystem.volumes import Volumes
 
 HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
 
-Report = dict[str, Any]
-
 _TURN_GRACE = 0.5  # seconds for gates whose deadline passed to have opened
-_END_PATIENCE = 2.0  # seconds at the end of a session for before-images that are being read or saved
+_SPEED_S = 1.0  # a copy that took less says little of how fast it was
 
 
 @dataclass(frozen=True)
@@ -45,54 +44,23 @@ class Turn:
     until: float  # seconds
 
 
-@dataclass
-class Part:
-    """One volume's share of a session."""
-
-    volume: str
-    session: Session
-
-    def report(self) -> Report:
-        return {"volume": self.volume, **self.session.report()}
-
-
-class Group:
-    """A session over one or more volumes; it has their names from admission on, and a part for each once prepared."""
-
-    def __init__(self, name: str, volumes: Sequence[str], memory: int, file: int) -> None:
-        self.name = name
-        self.volumes = tuple(volumes)
-        self.parts: list[Part] = []
-        self.memory = memory  # bytes admitted
-        self.file = file
-        self.punctured = False  # told to the log
-        self.suspended = False  # has been through a suspension
-
-    def reports(self) -> list[Report]:
-        return [part.report() for part in self.parts]
-
-    def end(self, *, cancel: bool) -> list[Report]:
-        """Take every part out of its gate; the final reports. Not when its suspension is under way."""
-        until = time.monotonic() + _END_PATIENCE
-        return [
-            {"volume": part.volume, **part.session.end(cancel=cancel, timeout=until - time.monotonic())}
-            for part in self.parts
-        ]
-
-    def close(self) -> bool:
-        """Free what no disk still owes an answer to; true when that is everything."""
-        self.parts = [part for part in self.parts if not part.session.close(0.0)]
-        return not self.parts
-
-
 class Registry:
     """All sessions of the subsystem."""
 
-    def __init__(self, volumes: Volumes, defaults: SidefileConfig, limits: Limits, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        defaults: SidefileConfig,
+        limits: Limits,
+        log: Callable[[str], None],
+        machine: Machine | None = None,
+    ) -> None:
         self._volumes = volumes
         self._defaults = defaults
         self._limits = limits
         self._log = log
+        self._machine = machine or Machine()
+        self._speeds: dict[str, float] = {}
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
         self._ended: list[Group] = []  # whose memory a disk may still write to
@@ -109,6 +77,11 @@ class Registry:
         """Bytes that the sessions' caps add up to: they are taken at prepare, and all of them."""
         with self._lock:
             return sum(group.memory for group in self._groups.values())
+
+    def copy_speed(self, volume: str) -> int | None:
+        """Bytes a second at which the last session of whole volumes, this one among them, was copied."""
+        speed = self._speeds.get(volume)
+        return None if speed is None else round(speed)
 
     def tell_punctures(self) -> None:
         """Log each session that was punctured since the last look."""
@@ -146,13 +119,34 @@ class Registry:
         """
         if wish.file_bytes and not self._defaults.path:
             raise RequestError("bad-request", "file_bytes: this server has no sidefile directory (--sidefile-path)")
-        group = self._admit(name, volumes, wish)
+        self._check_sizes(volumes, wish, domain)
+        group, leaving = self._admit(name, volumes, wish)
         with ExitStack() as undo:
             undo.callback(self._forget, group)
+            for other in leaving:
+                self._log(f"session {other.name}: gives way to session {name} (limits.when_full)")
+                if not other.give_way():
+                    raise RequestError("limit", f"session {other.name} gives way, once its disks answer; try again")
             for volume in volumes:
                 group.parts.append(Part(volume, self._prepare_part(volume, wish, domain=volume in domain)))
             undo.pop_all()
+        group.prepared = True
+        group.whole = not domain
         return group
+
+    def _check_sizes(self, volumes: Sequence[str], wish: Wish, domain: Collection[str]) -> None:
+        """A session that cannot be made, whatever room there is, must not cost another one its place."""
+        for volume in volumes:
+            try:
+                Session.check_sizes(
+                    self._volumes[volume],
+                    track_size=wish.track_size,
+                    memory_bytes=wish.memory_bytes,
+                    file_bytes=wish.file_bytes,
+                    domain=volume in domain,
+                )
+            except OSError as error:
+                raise _unprepared(volume, wish, error) from None
 
     def _prepare_part(self, volume: str, wish: Wish, *, domain: bool) -> Session:
         descriptor = -1
@@ -168,36 +162,29 @@ class Registry:
                 domain=domain,
                 volume_answer_ms=self._limits.volume_answer_s * 1000,
                 tier_answer_ms=self._limits.sidefile_answer_s * 1000,
+                low_percent=self._defaults.low_percent,
+                high_percent=self._defaults.high_percent,
+                max_delay_us=self._defaults.max_delay_us,
+                exempt=self._volumes.is_exempt(volume) or self._defaults.max_delay_us == 0,
             )
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
             raise _unprepared(volume, wish, error) from None
 
-    def _admit(self, name: str, volumes: Sequence[str], wish: Wish) -> Group:
-        """Reserve what the session will take, before it takes anything."""
-        memory, file = wish.memory_bytes * len(volumes), wish.file_bytes * len(volumes)
+    def _admit(self, name: str, volumes: Sequence[str], wish: Wish) -> tuple[Group, list[Group]]:
+        """Reserve what the session will take, before it takes anything; and who is to give way to it."""
+        group = Group(name, volumes, wish.memory_bytes * len(volumes), wish.file_bytes * len(volumes))
         with self._lock:
             if name in self._groups:
                 raise RequestError("bad-request", f"session {name} exists already")
-            for volume in volumes:
-                if self._count(volume) >= self._limits.sessions:
-                    raise RequestError("limit", f"volume {volume} has {self._limits.sessions} sessions already")
-            held = [*self._groups.values(), *self._ended]
-            taken = sum(group.memory for group in held)
-            if taken + memory > self._limits.memory:
-                raise RequestError(
-                    "limit",
-                    f"the session needs {memory} bytes of memory, {taken} of {self._limits.memory} are taken; "
-                    "ask for less, wait, or raise limits.memory",
-                )
-            if sum(group.file for group in held) + file > self._limits.file:
-                raise RequestError("limit", f"the file tiers would pass limits.file ({self._limits.file} bytes)")
-            group = self._groups[name] = Group(name, volumes, memory, file)
-        return group
-
-    def _count(self, volume: str) -> int:
-        return sum(volume in group.volumes for group in self._groups.values())
+            others = [*self._groups.values(), *self._ended]
+            claims = {claim.name for claim in admit(group, others, self._limits, self._defaults.path, self._machine)}
+            leaving = [other for other in others if other.name in claims and other.may_give_way]
+            for other in leaving:
+                other.leaves()
+            self._groups[name] = group
+        return group, leaving
 
     def end(self, group: Group, *, cancel: bool) -> list[Report]:
         """End a session and free it; the final reports."""
@@ -207,7 +194,15 @@ class Registry:
             self._forget(group)
         words = ", ".join(f"{report['volume']} {_outcome(report, cancel)}" for report in reports)
         self._log(f"session {group.name}: {words}")
+        if group.whole and group.suspended and all(report["state"] == "ended" for report in reports):
+            self._observe_speed(group)
         return reports
+
+    def _observe_speed(self, group: Group) -> None:
+        took = time.monotonic() - group.t0
+        if took >= _SPEED_S:
+            volumes = [part.volume for part in group.parts]
+            self._speeds |= dict.fromkeys(volumes, sum(self._volumes[volume].size for volume in volumes) / took)
 
     def _forget(self, group: Group) -> None:
         with self._lock:  # a report must not meet a session that is being freed
@@ -215,6 +210,7 @@ class Registry:
         if not group.close():
             volumes = ", ".join(part.volume for part in group.parts)
             self._log(f"session {group.name}: its memory is kept until the device of {volumes} answers")
+            group.leaves()
             with self._lock:
                 self._ended.append(group)
 
@@ -238,7 +234,7 @@ class Registry:
                 self._suspension = None
 
     def told_suspension(self, group: Group, times: dict[str, int]) -> None:
-        group.suspended = True
+        group.suspended, group.t0 = True, time.monotonic()
         volumes = ", ".join(part.volume for part in group.parts)
         self._log(f"session {group.name}: T0 of {volumes}, suspended for {times['total_ns'] / 1000:.0f} us")
 

@@ -20,6 +20,7 @@ class Volumes:
     def __init__(self, config: ServeConfig) -> None:
         check_overlaps(config.volumes)
         self._connections = config.limits.connections
+        self._exempt = {name for name, volume in config.volumes.items() if volume.exempt_from_delay}
         self._served: dict[str, Volume] = {}
         with ExitStack() as undo:
             self._reactors = []
@@ -40,6 +41,10 @@ class Volumes:
 
     def __contains__(self, name: object) -> bool:
         return name in self._served
+
+    def is_exempt(self, name: str) -> bool:
+        """Its writers are never delayed for a sidefile's sake."""
+        return name in self._exempt
 
     def names(self) -> Sequence[str]:
         return list(self._served)

@@ -1,0 +1,133 @@
+"""Admission: may a session begin? Decided before it takes anything: one that may not touches nothing that runs.
+
+What a session takes is known beforehand: its caps count everything, and it allocates them when it is prepared. So the
+limits are compared with what was admitted, and what the machine has left with what was admitted and is not allocated
+yet.
+
+Where the limits are full, the new one is refused. Under "puncture-largest" running ones give way instead, the largest
+first, as many as it takes, but never one that is smaller than the newcomer, and none when that would not help. Memory
+and disk that the machine lacks are no reason to puncture: they come back only when the mover that shares them has gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from timezero.config import Limits
+from timezero.control.server import RequestError
+from timezero.subsystem import machine
+
+DESCRIPTORS_A_VOLUME = 9  # of a session at most, while it is prepared
+_GIVEN_BACK = 5  # of them at least, when it ends
+_DESCRIPTORS_LEFT = 16  # for the connections of those who run
+_MEMORY_LEFT = 16 << 20  # bytes: the server itself, and its peers on the machine, need some to go on
+
+
+class Claim(Protocol):
+    """A session, as far as admission looks at it."""
+
+    name: str
+    volumes: tuple[str, ...]
+    memory: int  # bytes admitted
+    file: int
+
+    @property
+    def coming(self) -> tuple[int, int]:
+        """Of memory and file: bytes that the machine has not given it yet."""
+
+    @property
+    def may_give_way(self) -> bool:
+        """It has its T0. (One that has not takes up its place for a moment only.)"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is left, in bytes and descriptors."""
+
+    memory: Callable[[], int] = machine.memory_available
+    disk: Callable[[str], int] = machine.disk_available
+    descriptors: Callable[[], int] = machine.descriptors_available
+
+
+def taken_by(claim: Claim) -> int:
+    """How large a session is: the bytes that it has taken."""
+    return claim.memory + claim.file
+
+
+def admit(
+    new: Claim, others: Sequence[Claim], limits: Limits, directory: str | None, there_is: Machine
+) -> Sequence[Claim]:
+    """The sessions that have to give way to `new`, mostly none. directory: of file tiers. Raises RequestError."""
+    _check_volumes(new, others, limits)
+    _check_machine(new, others, directory, there_is)
+    files = there_is.descriptors()
+    leaving: list[Claim] = []
+    lacking = first = _lacking(new, others, leaving, limits, files)
+    candidates = iter(_candidates(new, others) if limits.when_full == "puncture-largest" else ())
+    while lacking:
+        claim = next(candidates, None)
+        if claim is None:
+            raise RequestError("limit", first or lacking)
+        leaving.append(claim)
+        lacking = _lacking(new, others, leaving, limits, files)
+    return leaving
+
+
+def _candidates(new: Claim, others: Iterable[Claim]) -> Sequence[Claim]:
+    """Those that may be asked to give way, the largest first; of equals the newest, which has done the least."""
+    there = [claim for claim in others if claim.may_give_way and taken_by(claim) >= taken_by(new)]
+    there.reverse()
+    return sorted(there, key=taken_by, reverse=True)
+
+
+def _lacking(new: Claim, others: Iterable[Claim], leaving: Sequence[Claim], limits: Limits, files: int) -> str | None:
+    """What is not enough for all but those that leave, in words; None: nothing. files: that may still be opened."""
+    staying = [claim for claim in others if claim not in leaving]
+    memory = sum(claim.memory for claim in staying)
+    if memory + new.memory > limits.memory:
+        return (
+            f"the session needs {new.memory} bytes of memory, {memory} of {limits.memory} are taken; "
+            "ask for less, wait, or raise limits.memory"
+        )
+    file = sum(claim.file for claim in staying)
+    if file + new.file > limits.file:
+        return (
+            f"the session needs {new.file} bytes of file tier, {file} of {limits.file} are taken; "
+            "ask for less, wait, or raise limits.file"
+        )
+    coming = len(new.volumes) + sum(len(claim.volumes) for claim in staying if any(claim.coming))
+    files += _GIVEN_BACK * sum(len(claim.volumes) for claim in leaving)
+    missing = DESCRIPTORS_A_VOLUME * coming + _DESCRIPTORS_LEFT - files
+    if missing > 0:
+        return f"the session needs {missing} more open files than this server may have; wait, or raise its LimitNOFILE"
+    return None
+
+
+def _check_volumes(new: Claim, others: Iterable[Claim], limits: Limits) -> None:
+    names = [name for claim in others for name in claim.volumes]
+    for volume in new.volumes:
+        if names.count(volume) >= limits.sessions:
+            raise RequestError("limit", f"volume {volume} has {limits.sessions} sessions already")
+
+
+def _check_machine(new: Claim, others: Iterable[Claim], directory: str | None, there_is: Machine) -> None:
+    memory = there_is.memory() - _MEMORY_LEFT - sum(claim.coming[0] for claim in others)
+    if new.memory > memory:
+        raise RequestError(
+            "limit",
+            f"the session needs {new.memory} bytes of memory, and this machine can spare {max(memory, 0)}; "
+            "ask for less, or wait",
+        )
+    if new.file and directory:
+        try:
+            disk = there_is.disk(directory) - sum(claim.coming[1] for claim in others)
+        except OSError as error:
+            raise RequestError("io", f"sidefile directory {directory}: {error.strerror}") from None
+        if new.file > disk:
+            raise RequestError(
+                "limit",
+                f"the session needs {new.file} bytes of file tier, and {directory} has {max(disk, 0)} left; "
+                "ask for less, or make room there",
+            )

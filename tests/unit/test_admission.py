@@ -1,0 +1,156 @@
+"""Admission: who may begin, who has to give way, and what the machine has left."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from timezero.config import Limits
+from timezero.control.server import RequestError
+from timezero.subsystem import machine
+from timezero.subsystem.admission import DESCRIPTORS_A_VOLUME, Machine, admit
+
+MIB = 1 << 20
+MUCH = Machine(memory=lambda: 1 << 50, disk=lambda path: 1 << 50, descriptors=lambda: 1 << 20)
+
+
+@dataclass
+class Claim:
+    name: str
+    memory: int = MIB
+    file: int = 0
+    volumes: tuple[str, ...] = ("db",)
+    coming: tuple[int, int] = (0, 0)
+    may_give_way: bool = True
+
+
+def names(new, others, limits, there_is=MUCH, directory="/spill"):
+    return [claim.name for claim in admit(new, others, limits, directory, there_is)]
+
+
+def refused(new, others, limits, there_is=MUCH):
+    with pytest.raises(RequestError) as error:
+        admit(new, others, limits, "/spill", there_is)
+    assert error.value.code == "limit"
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+REFUSE = Limits(memory=10 * MIB, file=10 * MIB)
+PUNCTURE = Limits(memory=10 * MIB, file=10 * MIB, when_full="puncture-largest")
+
+
+@pytest.mark.parametrize("limits", [REFUSE, PUNCTURE])
+def test_what_fits_begins_and_costs_nobody_anything(limits):
+    assert names(Claim("new", memory=10 * MIB, file=10 * MIB), [], limits) == []
+    others = [Claim("a", memory=4 * MIB, file=9 * MIB), Claim("b", memory=5 * MIB, volumes=("log",))]
+    assert names(Claim("new", file=MIB), others, limits) == []
+
+
+def test_by_default_the_newest_is_refused():
+    others = [Claim("a", memory=9 * MIB, file=9 * MIB)]
+    assert "limits.memory" in refused(Claim("new", memory=2 * MIB), others, REFUSE)
+    assert "limits.file" in refused(Claim("new", file=2 * MIB), others, REFUSE)
+
+
+def test_the_largest_gives_way_and_no_more_than_have_to():
+    others = [Claim("small", memory=2 * MIB), Claim("large", memory=5 * MIB), Claim("middle", memory=3 * MIB)]
+    assert names(Claim("new", memory=MIB), others, PUNCTURE) == ["large"]
+    assert names(Claim("new", memory=2 * MIB), others, PUNCTURE) == ["large"]
+    others[1].may_give_way = False
+    assert names(Claim("new", memory=2 * MIB), others, PUNCTURE) == ["middle"]
+    two = [Claim(name, memory=5 * MIB) for name in ("older", "newer")]
+    assert names(Claim("new", memory=5 * MIB), two, PUNCTURE) == ["newer"]  # of equals: it has done the least
+    several = [Claim("a", memory=3 * MIB), Claim("b", memory=4 * MIB), Claim("c", memory=3 * MIB)]
+    assert names(Claim("new", memory=3 * MIB), several, PUNCTURE) == ["b"]
+    by_file = [Claim("a", memory=2 * MIB), Claim("b", file=8 * MIB), Claim("c", file=2 * MIB)]
+    assert names(Claim("new", file=MIB), by_file, PUNCTURE) == ["b"]
+
+
+def test_nobody_smaller_gives_way_and_nobody_in_vain():
+    others = [Claim("a", memory=3 * MIB), Claim("b", memory=4 * MIB)]
+    assert "limits.memory" in refused(Claim("new", memory=5 * MIB), others, PUNCTURE)
+    assert "limits.memory" in refused(Claim("new", memory=11 * MIB), [Claim("a", memory=2 * MIB)], PUNCTURE)
+    # b could go, and would not be enough
+    others = [Claim("a", memory=3 * MIB), Claim("b", memory=4 * MIB), Claim("c", memory=3 * MIB, may_give_way=False)]
+    assert "limits.memory" in refused(Claim("new", memory=int(4 * MIB) + 1), others, PUNCTURE)
+
+
+def test_sessions_on_one_volume_are_no_reason_to_give_way():
+    limits = Limits(sessions=2, when_full="puncture-largest")
+    others = [Claim("a"), Claim("b", volumes=("log", "db"))]
+    assert "volume db has 2 sessions" in refused(Claim("new"), others, limits)
+    assert names(Claim("new", volumes=("log",)), others, limits) == []
+
+
+def test_memory_that_the_machine_has_not_got():
+    there_is = Machine(memory=lambda: 100 * MIB, disk=MUCH.disk, descriptors=MUCH.descriptors)
+    limits = Limits(when_full="puncture-largest")
+    assert names(Claim("new", memory=80 * MIB), [], limits, there_is) == []
+    assert "this machine can spare" in refused(Claim("new", memory=100 * MIB), [], limits, there_is)
+    # what others were promised is not there any more; what they have is not there in the first place
+    coming = [Claim("a", memory=50 * MIB, coming=(50 * MIB, 0))]
+    assert "this machine can spare" in refused(Claim("new", memory=40 * MIB), coming, limits, there_is)
+    assert names(Claim("new", memory=40 * MIB), [Claim("a", memory=50 * MIB)], limits, there_is) == []
+    # nobody gives way: the memory would not be back in time
+    assert "this machine" in refused(Claim("new", memory=90 * MIB), [Claim("a", memory=90 * MIB)], limits, there_is)
+
+
+def test_room_in_the_sidefile_directory():
+    asked = []
+    there_is = Machine(
+        memory=MUCH.memory, disk=lambda path: asked.append(path) or 100 * MIB, descriptors=MUCH.descriptors
+    )
+    limits = Limits(when_full="puncture-largest")
+    assert names(Claim("new", file=100 * MIB), [], limits, there_is) == []
+    assert asked == ["/spill"]
+    assert "/spill has" in refused(Claim("new", file=101 * MIB), [], limits, there_is)
+    coming = [Claim("a", file=60 * MIB, coming=(0, 60 * MIB))]
+    assert "/spill has" in refused(Claim("new", file=50 * MIB), coming, limits, there_is)
+    assert names(Claim("new", file=50 * MIB), [Claim("a", file=60 * MIB)], limits, there_is) == []
+
+
+def test_descriptors():
+    others = [Claim("a"), Claim("b", memory=4 * MIB, volumes=("log",))]
+
+    def there_is(count):
+        return Machine(memory=MUCH.memory, disk=MUCH.disk, descriptors=lambda: count)
+
+    assert names(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 16)) == []
+    assert "1 more open files" in refused(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 15))
+    assert names(Claim("new"), others, PUNCTURE, there_is(DESCRIPTORS_A_VOLUME + 15)) == ["b"]
+    others[0].coming = (1, 0)
+    assert "9 more open files" in refused(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 16))
+
+
+# ---- the machine ----
+
+
+def make(directory, **files):
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("_", ".", 1)).write_text(text)
+
+
+def test_memory_available_is_the_least_of_machine_and_control_groups(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc, meminfo="MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    make(proc / "self", cgroup="1:cpu:/x\n0::/outer/inner\n")
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    make(groups / "outer/inner", memory_max="max\n", memory_current="500000\n")
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    stat = "anon 1\nactive_file 1000\ninactive_file 2000\n"
+    make(groups / "outer", memory_max="4000000\n", memory_current="1500000\n", memory_stat=stat)
+    assert machine.memory_available(proc, groups) == 2_503_000
+    make(groups / "outer/inner", memory_max="600000\n")
+    assert machine.memory_available(proc, groups) == 100_000
+    make(groups, memory_max="10\n", memory_current="500\n")
+    assert machine.memory_available(proc, groups) == 0
+
+
+def test_the_real_machine(tmp_path):
+    assert machine.memory_available() > 0
+    assert machine.disk_available(str(tmp_path)) > 0
+    before = machine.descriptors_available()
+    with open(tmp_path / "x", "w"):
+        assert machine.descriptors_available() == before - 1
