@@ -76,7 +76,7 @@ def build(target: Path) -> None:
     """The subsystem on the tests' engine, as a shared library of its own."""
     parts = ("volume*", "gate", "session*", "preserve", "sidefile")
     sources = [path for part in parts for path in sorted((ROOT / "csrc/subsystem").glob(f"{part}.c"))]
-    sources += [*sorted((ROOT / "csrc/data").glob("digest*.c")), ROOT / "csrc/io/file.c"]
+    sources += [*sorted((ROOT / "csrc/data").glob("digest*.c")), ROOT / "csrc/data/load.c", ROOT / "csrc/io/file.c"]
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-std=gnu11", "-D_GNU_SOURCE", "-pthread"]
     command += [
         f"-I{ROOT / 'csrc/include'}",
