@@ -78,7 +78,7 @@ def test_every_key_of_a_file(write, tmp_path):
         poll_us=20,
         quiet=True,
         sidefile=SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, 4 * KIB, 10, 90, 5000),
-        limits=Limits(4, MIB, 10 * GIB, 3, "puncture-largest"),
+        limits=Limits(4, MIB, 10 * GIB, 3, when_full="puncture-largest"),
     )
 
 
@@ -208,7 +208,7 @@ def test_the_command_line_adds_to_the_file_and_overrides_it(write, tmp_path, mon
     assert (merged.nbd, merged.control) == (("nbd+unix:///?socket=/y",), "/c")
     assert (merged.reactors, merged.engine, merged.allow_remote, merged.poll_us) == (3, "uring", True, 0)
     assert merged.sidefile == SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, MIB, 10, 90, 5000)
-    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3, "refuse-newest")
+    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3, when_full="refuse-newest")
 
 
 def test_defaults_and_environment(monkeypatch):
