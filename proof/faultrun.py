@@ -20,6 +20,7 @@ from proof.explain import explain
 from proof.faultplan import TARGET, TIER, VOLUME, Plan
 from proof.load import Load, fill
 from proof.shim import Shim
+from proof.words import after_the_estimate
 from timezero import session
 from timezero.errors import TimezeroError
 from timezero.jobs.restore import restore
@@ -233,6 +234,7 @@ class Run:
     def _look_at_words(self, name: str, code: int, err: str, new: set[str]) -> None:
         if code not in CODES:
             self.wrong(f"{name}: exit code {code}: {err}")
+        err = after_the_estimate(err)
         if code > 0 and not (err.startswith("timezero: ") and err.count("\n") == 1 and err.endswith("\n")):
             # An interrupt that comes before there is anything to say needs no words.
             if not (code == 130 and not err):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from proof.crash.steps import BACKUP, BOTH, COPY, MOVER, PRUNE, RESTORE, SUBSYSTEM, WHO, Step
 from proof.crash.world import TIMEOUT, World, WrongError, expect, is_stopped, wait_for
+from proof.words import after_the_estimate
 
 RATE = ("--rate", "32M")
 #: Where an application has to come to a step: nobody waits for the end of this one, and a busy machine may be slow.
@@ -109,7 +110,7 @@ def die(world: World, job: subprocess.Popen[str], step: Step, who: str) -> None:
     if who == SUBSYSTEM:
         wanted = (0,) if SUBSYSTEM in step.stays else FAILED
         expect(job.returncode in wanted, f"the job ends with {job.returncode}: {err.strip()}")
-        expect("Traceback" not in err and len(err.strip().splitlines()) <= 1, f"the job says {err.strip()}")
+        expect("Traceback" not in err and after_the_estimate(err).count("\n") <= 1, f"the job says {err.strip()}")
 
 
 def _over(job: subprocess.Popen[str]) -> bool:

@@ -89,8 +89,8 @@ class Limits:
 
     sessions: on one volume at the same time. memory, file: bytes of all sessions' caps together. connections: NBD
     clients of one volume. volume_answer_s, sidefile_answer_s: seconds that an update waits for its before-image to be
-    read, and to be written to the file tier, before the session is punctured for it. when_full: "refuse-newest", or "puncture-largest":
-    a running session gives way to a new one that is not larger.
+    read, and to be written to the file tier, before the session is punctured for it. when_full: "refuse-newest", or
+    "puncture-largest": a running session gives way to a new one that is not larger.
     """
 
     sessions: int = 16

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from proof.shim import Shim
+from proof.words import after_the_estimate
 from tests.integration.conftest import serve
 
 __all__ = ["serve"]
@@ -31,6 +32,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT) 
 
 def told(err: str, *words: str) -> None:
     """One line for the user, and what it has to say."""
+    err = after_the_estimate(err)
     assert err.startswith("timezero: ") and err.endswith("\n") and err.count("\n") == 1, err
     for word in words:
         assert word in err, err

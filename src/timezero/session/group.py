@@ -26,6 +26,7 @@ _HELP = {
     "cap": "a larger sidefile or a faster target helps",
     "read": "the volume could not be read where it was being written: look at its device",
     "sidefile": "the file tier of its sidefile could not be written: look at that disk",
+    "stalled": "a disk did not answer in time: look at those of the volume and of its sidefile",
     "admission": "it gave way to a newer session, as limits.when_full of the server says: back up at different times",
 }
 _SUSPEND_GRACE = 30.0  # seconds beyond the deadline, which the subsystem keeps by itself

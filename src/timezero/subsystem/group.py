@@ -107,7 +107,8 @@ class Group:
             return self._close()
 
     def _close(self) -> bool:
-        return all([part.session.close(0.0) for part in self.parts])
+        closed = [part.session.close(0.0) for part in self.parts]
+        return all(closed)
 
 
 def _allocated(session: Session) -> int:
