@@ -34,6 +34,7 @@ def built() -> Path:
     return package.build()
 
 
+@pytest.mark.timeout(900)  # on a busy machine, and the first of them waits for the build
 @pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune"])
 def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
     cases = [c for c in case.all_cases() if c.kind == kind and (c.who == c.step.at or c.step.name in PHASES)]
