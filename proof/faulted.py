@@ -3,8 +3,8 @@ sidefiles that overflow, drawn at random. A run ends with exactly T0, or with no
 
     python -m proof.faulted --runs 1000 --seed 1 --jobs 2
 
-A run is told by its seed: `--runs 1 --seed N` plans it again (the machine decides what happens in which order). Seeds of
-runs that ever went wrong are kept in proof/faulted.seeds, and run by the tests.
+A run is told by its seed: `--runs 1 --seed N` plans it again (the machine decides what happens in which order). Seeds
+of runs that ever went wrong are kept in proof/faulted.seeds, and run by the tests.
 """
 
 from __future__ import annotations

@@ -128,11 +128,10 @@ WEIGHTS = {"image-error": 2, "copy-error": 2, "kill": 3, "stop": 2}
 def draw(seed: int) -> Plan:
     """The plan of a seed."""
     r = random.Random(f"faulted {seed}")
-    names = set()
+    names: set[str] = set()
     if r.random() > 0.08:
-        names = {
-            r.choices(list(DRAWS), [WEIGHTS.get(name, 1) for name in DRAWS])[0] for _ in range(r.choice((1, 1, 1, 2, 2, 3)))
-        }
+        count = r.choice((1, 1, 1, 2, 2, 3))
+        names = set(r.choices(list(DRAWS), [WEIGHTS.get(name, 1) for name in DRAWS], k=count))
     drawn = [DRAWS[name](r) for name in sorted(names)]
     faults = tuple(one for one in drawn if isinstance(one, Fault))
     signals = tuple(one for one in drawn if isinstance(one, Signal))

@@ -1,7 +1,7 @@
-"""Doing what a plan says (proof/faultplan.py), and judging it: what is listed, or named, is exactly T0, or the run is wrong.
+"""Doing what a plan says (proof/faultplan.py), and judging it: what is listed, or named, is exactly T0, or it is wrong.
 
-A server serves many runs; each fills its volume anew, loads it, backs it up while faults befall it, and looks at all that
-is left: results, words, exit code, sessions, descriptors, files.
+A server serves many runs; each fills its volume anew, loads it, backs it up while faults befall it, and looks at all
+that is left: results, words, exit code, sessions, descriptors, files.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Run:
             self.wrong(f"{name}: it hangs")
         code, after = job.returncode, time.monotonic_ns()
         new = self._results() - known
-        self._windows |= {result: (before, after) for result in new}
+        self._windows |= dict.fromkeys(new, (before, after))
         self._look_at_words(name, code, err, new)
         if first:
             self.report.code, self.report.err = code, err.strip()
@@ -235,10 +235,10 @@ class Run:
         if code not in CODES:
             self.wrong(f"{name}: exit code {code}: {err}")
         err = after_the_estimate(err)
-        if code > 0 and not (err.startswith("timezero: ") and err.count("\n") == 1 and err.endswith("\n")):
-            # An interrupt that comes before there is anything to say needs no words.
-            if not (code == 130 and not err):
-                self.wrong(f"{name}: no line for the user: {code} {err!r}")
+        one_line = err.startswith("timezero: ") and err.count("\n") == 1 and err.endswith("\n")
+        # An interrupt that comes before there is anything to say needs no words.
+        if code > 0 and not one_line and not (code == 130 and not err):
+            self.wrong(f"{name}: no line for the user: {code} {err!r}")
         if code == 0 and not new:
             self.wrong(f"{name}: exit code 0, and nothing is there")
         if code in (4, 5) and new:

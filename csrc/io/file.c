@@ -100,11 +100,14 @@ static int choose_mode(tz_file *file, int status, bool buffered)
     return set_direct(file, status, false);
 }
 
-static bool lies_in_memory(int fd)
+static void look_at_file_system(tz_file *file)
 {
     struct statfs fs;
 
-    return fstatfs(fd, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+    if (file->block_device || fstatfs(file->fd, &fs) < 0)
+        return;
+    file->in_memory = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC;
+    file->aside = fs.f_type == FUSE_SUPER_MAGIC;
 }
 
 static int measure(tz_file *file, const struct stat *st)
@@ -115,7 +118,7 @@ static int measure(tz_file *file, const struct stat *st)
     file->block_size = (uint32_t)st->st_blksize;
     file->device = st->st_dev;
     file->inode = st->st_ino;
-    file->in_memory = !file->block_device && lies_in_memory(file->fd);
+    look_at_file_system(file);
     if (!file->block_device)
         return 0;
     if (ioctl(file->fd, BLKGETSIZE64, &file->size) < 0 || ioctl(file->fd, BLKPBSZGET, &physical) < 0)

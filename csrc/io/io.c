@@ -269,6 +269,13 @@ void tz_io_read(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, ui
     tz_io_submit(io, op);
 }
 
+void tz_io_read_aside(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
+{
+    fill_one(op, TZ_IO_READ, fd, buffer, length, offset, done);
+    op->arg = TZ_IO_ASIDE;
+    tz_io_submit(io, op);
+}
+
 void tz_io_read_here(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
 {
     fill_one(op, TZ_IO_READ, fd, buffer, length, offset, done);
@@ -278,6 +285,14 @@ void tz_io_read_here(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t lengt
 void tz_io_write(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset, tz_io_done done)
 {
     fill_one(op, TZ_IO_WRITE, fd, (void *)(uintptr_t)buffer, length, offset, done);
+    tz_io_submit(io, op);
+}
+
+void tz_io_write_aside(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset,
+                       tz_io_done done)
+{
+    fill_one(op, TZ_IO_WRITE, fd, (void *)(uintptr_t)buffer, length, offset, done);
+    op->arg = TZ_IO_ASIDE;
     tz_io_submit(io, op);
 }
 

@@ -73,6 +73,8 @@ static void prepare_file(struct io_uring_sqe *sqe, tz_io_op *op)
         io_uring_prep_write(sqe, op->fd, iov->iov_base, (unsigned)tz_transfer_length(iov), at);
     else
         io_uring_prep_writev(sqe, op->fd, iov, iovs, at);
+    if (op->arg & TZ_IO_ASIDE)
+        io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
 }
 
 /* MSG_WAITALL spares the round trips of a partial send; the judge takes care of kernels that ignore it. */

@@ -32,8 +32,8 @@ struct tz_workers {
     /* Under the lock. */
     pthread_cond_t work;
     queue queues[QUEUES];
-    uint32_t turn; /* queue to be looked at first */
-    uint32_t idle; /* waiting, and not called */
+    uint32_t turn;  /* queue to be looked at first */
+    uint32_t idle;  /* waiting, and not called */
     uint32_t calls; /* of idle workers that have not heard it yet */
     bool stop;
     /* The owner's. */

@@ -299,8 +299,8 @@ int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fd
     rc = map_session(view, fds);
     if (rc == 0)
         rc = adopt(&view->volume, fds->volume_fd, view->track_size);
-    if (rc == 0 && view->volume.size < view->volume_size)
-        rc = -EPROTO;
+    if (rc == 0 && view->volume.size < view->volume_size) /* it was made shorter behind the subsystem's back */
+        rc = -ENODATA;
     if (rc == 0 && fds->file_fd >= 0)
         rc = adopt(&view->tier, fds->file_fd, view->track_size);
     if (rc < 0) {

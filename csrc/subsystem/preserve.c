@@ -109,8 +109,9 @@ static bool save_in_file(tz_preserve *p)
     if (p->slot == TZ_SLOT_NONE)
         return false;
     slot = p->slot - tz_session_header_of(session)->memory_slots;
-    tz_io_write(session->volume->io, &p->op, session->file_tier.fd, track_bytes(p, p->saved), p->writing * track,
-                slot << session->track_shift, on_file_written);
+    (session->file_tier.aside ? tz_io_write_aside : tz_io_write)(session->volume->io, &p->op, session->file_tier.fd,
+                                                                 track_bytes(p, p->saved), p->writing * track,
+                                                                 slot << session->track_shift, on_file_written);
     tz_session_expect(session, p, session->tier_answer_ns);
     return true;
 }
@@ -206,8 +207,9 @@ static void start(tz_session *session, uint64_t first, uint64_t count)
         p->saved = 0;
         for (uint32_t i = 0; i < p->count; i++)
             mark(session->pending, first + i);
-        tz_io_read(session->volume->io, &p->op, session->volume->file.fd, p->buffer, run_bytes(p),
-                   first << session->track_shift, on_image_read);
+        (session->volume->file.aside ? tz_io_read_aside : tz_io_read)(session->volume->io, &p->op,
+                                                                      session->volume->file.fd, p->buffer, run_bytes(p),
+                                                                      first << session->track_shift, on_image_read);
         tz_session_expect(session, p, session->volume_answer_ns);
         first += p->count;
         count -= p->count;

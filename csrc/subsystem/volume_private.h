@@ -74,7 +74,9 @@ static inline void tz_volume_read_file(tz_volume *volume, tz_request *request, v
 {
     bool quick = volume->file.in_memory && length <= TZ_QUICK_BYTES;
 
-    (quick ? tz_io_read_here : tz_io_read)(volume->io, &request->volume.op, volume->file.fd, buffer, length, at, done);
+    (quick                ? tz_io_read_here
+     : volume->file.aside ? tz_io_read_aside
+                          : tz_io_read)(volume->io, &request->volume.op, volume->file.fd, buffer, length, at, done);
 }
 
 static inline void tz_volume_write_file(tz_volume *volume, tz_request *request, const void *buffer, uint64_t length,
@@ -82,8 +84,9 @@ static inline void tz_volume_write_file(tz_volume *volume, tz_request *request, 
 {
     bool quick = volume->file.in_memory && length <= TZ_QUICK_BYTES;
 
-    (quick ? tz_io_write_here : tz_io_write)(volume->io, &request->volume.op, volume->file.fd, buffer, length, at,
-                                             done);
+    (quick                ? tz_io_write_here
+     : volume->file.aside ? tz_io_write_aside
+                          : tz_io_write)(volume->io, &request->volume.op, volume->file.fd, buffer, length, at, done);
 }
 
 /* volume.c */

@@ -110,6 +110,17 @@ void tz_io_write(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t len
     fake_buffer_op(io, op, TZ_IO_WRITE, fd, (void *)buffer, length, offset, done);
 }
 
+void tz_io_read_aside(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
+{
+    tz_io_read(io, op, fd, buffer, length, offset, done);
+}
+
+void tz_io_write_aside(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset,
+                       tz_io_done done)
+{
+    tz_io_write(io, op, fd, buffer, length, offset, done);
+}
+
 /* What is done on the spot is only one of the orders that may happen. */
 void tz_io_read_here(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done)
 {

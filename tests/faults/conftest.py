@@ -43,6 +43,12 @@ def descriptors(process: int) -> int:
     return len(os.listdir(f"/proc/{process}/fd"))
 
 
+def settled(process: int) -> int:
+    """Descriptors of a server that has just become ready, and has a few more a moment later."""
+    time.sleep(0.2)
+    return descriptors(process)
+
+
 @pytest.fixture
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Shim]:
     """shims(name): rules for a program to be started with its `environment`."""

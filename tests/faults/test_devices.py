@@ -1,4 +1,4 @@
-"""Real devices that fail, fall silent, shrink and vanish below a served volume, its backup's target, and its sidefile."""
+"""Real devices that fail, fall silent, shrink and vanish: below a served volume, a backup's target, a sidefile."""
 
 from __future__ import annotations
 
@@ -171,9 +171,10 @@ def test_a_device_that_falls_silent_at_a_before_image(world: World) -> None:
 
 def test_a_device_that_falls_silent_at_copy(world: World) -> None:
     """The user is told within the deadline, and the session is over; the process itself may be the kernel's to end."""
-    world.bad.silence()
     # The kernel keeps a process that waits for a user-space file system until that answers: the line comes before.
-    job = world.start("backup", "--repo", world.repo, "--device-deadline", "1s", "bad")
+    job = world.start("backup", "--repo", world.repo, "--rate", "1M", "--device-deadline", "1s", "bad")
+    world.wait_for_t0()
+    world.bad.silence()
     try:
         assert job.stderr is not None
         began = time.monotonic()
@@ -209,7 +210,7 @@ def test_a_file_that_shrinks(serve: Callable, tmp_path: Path) -> None:
     os.truncate(image, SIZE // 2)
     outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
     assert outcome.code == 1
-    told(outcome.err, "data: cannot be read at byte", "it was made shorter")
+    told(outcome.err, "data", "was made shorter")
     with Nbd.connect(served.nbd_socket, "data") as data, pytest.raises(OSError):
         data.read(SIZE - 4096, 4096)
     assert Repository(str(tmp_path / "repo")).ids() == []
@@ -368,7 +369,5 @@ def test_no_space_for_a_file_tier(small: Callable[[str], Path], serve: Callable,
     assert outcome.code == 1
     told(outcome.err, "no room for a sidefile")
     assert session.status(served.control)["sessions"] == []
-    fits = timezero(
-        "backup", "--repo", tmp_path / "repo", "--control", served.control, "--sidefile-file", "1M", "data"
-    )
+    fits = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "--sidefile-file", "1M", "data")
     assert fits.code == 0, fits.err

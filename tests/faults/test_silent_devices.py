@@ -1,7 +1,7 @@
 """Devices that do not answer: whoever waits for one has a deadline, and nobody else notices.
 
-Here a device is silenced by the library that delays its calls (TIMEZERO_IO=threads), so that no root is needed and nothing
-hangs in the kernel; tests/faults/test_devices.py does the same to a real one, for io_uring as well.
+Here a device is silenced by the library that delays its calls (TIMEZERO_IO=threads), so that no root is needed and
+nothing hangs in the kernel; tests/faults/test_devices.py does the same to a real one, for io_uring as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from proof.nbd import Nbd
 from proof.shim import READ, SYNC, WRITE, Shim
 from tests.command import COMMAND, environment, timezero
-from tests.faults.conftest import descriptors, told, until
+from tests.faults.conftest import descriptors, settled, told, until
 from timezero import session
 from timezero.repository import Repository
 
@@ -66,7 +66,7 @@ def sessions(served) -> list[dict]:
 
 def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:
     """Its session is punctured and ends; the update goes on when its device does; another volume is served as ever."""
-    before = session.status(served.control) and descriptors(served.process.pid)
+    before = settled(served.process.pid)
     repo = tmp_path / "repo"
     job = start("backup", "--repo", repo, "--control", served.control, "--rate", "1M", "mute", env=THREADS)
     with Nbd.connect(served.nbd_socket, "mute") as mute, Nbd.connect(served.nbd_socket, "good") as good:
@@ -182,4 +182,3 @@ def request(command: int, offset: int, length: int) -> bytes:
     import struct
 
     return struct.pack(">IHHQQI", 0x25609513, 0, command, 7, offset, length)
-

@@ -38,8 +38,8 @@ typedef enum tz_io_kind {
 } tz_io_kind;
 
 typedef enum tz_io_opcode {
-    TZ_IO_READ,      /* fd, offset, iov[0..iovs) */
-    TZ_IO_WRITE,     /* fd, offset, iov[0..iovs) */
+    TZ_IO_READ,      /* fd, offset, iov[0..iovs), arg = 0 or TZ_IO_ASIDE */
+    TZ_IO_WRITE,     /* fd, offset, iov[0..iovs), arg = 0 or TZ_IO_ASIDE */
     TZ_IO_DATASYNC,  /* fd: fdatasync */
     TZ_IO_FALLOCATE, /* fd, offset, length, arg = FALLOC_FL_* mode */
     TZ_IO_BLKZERO,   /* block device: BLKZEROOUT offset, length (arg: 0) */
@@ -56,6 +56,10 @@ typedef void (*tz_io_done)(tz_io_op *op, int64_t result);
 
 /* READ, WRITE: as this offset, the file's own position (pipes and the like). */
 #define TZ_IO_AT_POSITION UINT64_MAX
+
+/* READ, WRITE: by a thread of the kernel's, even if it might do without. A user-space file system that does not answer
+ * keeps whoever submits to it, although he asked not to wait, once a dozen requests are with it (fuse_get_req). */
+#define TZ_IO_ASIDE 1
 
 struct tz_io_op {
     /* The owner fills these. */
@@ -124,6 +128,10 @@ void tz_io_post(tz_io *io, tz_io_message *message);
 /* Conveniences that fill an op for one buffer and submit it. */
 void tz_io_read(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done);
 void tz_io_write(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset, tz_io_done done);
+
+void tz_io_read_aside(tz_io *io, tz_io_op *op, int fd, void *buffer, size_t length, uint64_t offset, tz_io_done done);
+void tz_io_write_aside(tz_io *io, tz_io_op *op, int fd, const void *buffer, size_t length, uint64_t offset,
+                       tz_io_done done);
 
 /* The same, done on the spot with a call that may block; the callback comes in tz_io_run as ever. For what is a short
  * copy anyway (tz_file.in_memory): io_uring hands reads and writes of tmpfs to a kernel thread, since the file system

@@ -38,7 +38,7 @@ cdef class SessionView:
             fds.owned_fd, fds.shared_fd, fds.drain_fd, fds.volume_fd, fds.file_fd = own
             with nogil:
                 result = tz_session_view_open(&self.ptr, &fds)
-            check(result, "session's shared memory")
+            check(result, "its volume was made shorter" if result == -errno.ENODATA else "session's shared memory")
         except BaseException:
             for fd in own:
                 if fd >= 0:

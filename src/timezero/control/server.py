@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from timezero.control.wire import Channel, Disconnected, WireError
+from timezero.crew import Crew
 
 CONNECTIONS_MAX = 64
 SEND_TIMEOUT = 10.0  # seconds; a client that does not read its answers is dropped
@@ -85,8 +86,7 @@ class Server:
         self._log = log
         self._identify = identify
         self._limit = connections
-        self._lock = threading.Lock()
-        self._connections: dict[threading.Thread, Channel] = {}
+        self._crew = Crew(self._serve, self._drop)
         self._stopping = False
         self._acceptor = threading.Thread(target=self._accept, name="control-accept", daemon=True)
 
@@ -99,57 +99,45 @@ class Server:
         deadline = time.monotonic() + timeout
         with contextlib.suppress(OSError):  # never started listening
             self._listener.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            threads = list(self._connections)
-            for channel in self._connections.values():
-                channel.shutdown()
-        for thread in [self._acceptor, *threads]:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self._crew.end(lambda connection: connection[0].shutdown())
+        if self._acceptor.ident is not None:
+            self._acceptor.join(max(0.0, deadline - time.monotonic()))
+        self._crew.wait(max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
         while not self._stopping:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
+                self._admit(sock)
+            except (OSError, MemoryError):
                 if not self._stopping:
                     time.sleep(_ACCEPT_PAUSE)
-                continue
-            self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
         channel = Channel(sock)
         try:
             peer = self._identify(sock)
-            with self._lock:
-                full = len(self._connections) >= self._limit
+            full = len(self._crew) >= self._limit
             if not peer_allowed(peer):
                 refusal = RequestError("forbidden", "only root and the server's own user may control it")
             elif full:
                 refusal = RequestError("limit", f"there are {self._limit} control connections already")
             else:
-                self._begin(channel, peer)
+                if not self._crew.start((channel, peer)):
+                    self._drop((channel, peer))
                 return
             channel.send(_error(None, refusal), timeout=SEND_TIMEOUT)
         except (OSError, Disconnected, TimeoutError, MemoryError):
             pass
         channel.close()
 
-    def _begin(self, channel: Channel, peer: Peer) -> None:
-        thread = threading.Thread(target=self._serve, args=(channel, peer), name="control", daemon=True)
-        with self._lock:
-            if self._stopping:
-                channel.close()
-                return
-            self._connections[thread] = channel
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError):  # no thread to be had: this client's bad luck, not the server's end
-                del self._connections[thread]
-                channel.close()
-                self._log("control: a connection was refused: no thread can be started")
+    def _drop(self, connection: tuple[Channel, Peer]) -> None:
+        connection[0].close()
+        if not self._stopping:
+            self._log("control: a connection was refused: no thread can be had for it")
 
-    def _serve(self, channel: Channel, peer: Peer) -> None:
+    def _serve(self, connection: tuple[Channel, Peer]) -> None:
+        channel, peer = connection
         handler: Handler | None = None
         try:
             handler = self._handler(peer)
@@ -165,9 +153,7 @@ class Server:
                     handler.close()
             except Exception as error:
                 self._log(f"control: closing a connection: {error!r}")
-            with self._lock:
-                del self._connections[threading.current_thread()]
-                channel.close()
+            self._crew.leave(channel.close)
 
     def _serve_one(self, channel: Channel, handler: Handler) -> bool:
         number: int | None = None

@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import stat
+from contextlib import suppress
 
 from timezero._linux.stack import identity_of
 from timezero.errors import TimezeroError
@@ -130,9 +131,12 @@ class AtRest:
     def close(self) -> None:
         """Let everybody write again. Safe to repeat."""
         if self.fd >= 0:
-            self._release_lease()
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+            fd = self.fd
+            with suppress(OSError):  # of a device that is gone: nothing was written through it
+                self._release_lease()
+            self.fd = -1
+            with suppress(OSError):
+                os.close(fd)
 
     def __enter__(self) -> AtRest:
         return self

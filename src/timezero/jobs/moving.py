@@ -185,8 +185,8 @@ class Moving:
             transfer = next(transfer for transfer in self.transfers if transfer.number == number)
             name = transfer.target if side == "sink" else transfer.source
             raise TimezeroError(
-                f"{name}: its device has not answered for {seconds:.0f} s, nothing was committed: look after it, or give "
-                "it longer with --device-deadline"
+                f"{name}: its device has not answered for {seconds:.0f} s, nothing was committed: look after it, or "
+                "give it longer with --device-deadline"
             )
 
     def _keep_hours(self) -> None:

@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from timezero.crew import Crew
 from timezero.nbd.handshake import TIMEOUT, Exports, Handshake, HandshakeError, Negotiated
 
 HANDSHAKES_MAX = 64  # at the same time; further clients wait in the sockets' backlogs
 FAIR_SHARE = 0.5  # seconds of a place that others wait for; a handshake takes a few round trips
 _LOOK = 0.05  # seconds
-#: A client whose machine is gone is noticed after IDLE + COUNT x INTERVAL seconds, and does not keep its place for ever.
+#: A client whose machine is gone is noticed after IDLE + COUNT x INTERVAL seconds, and does not keep its place.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 _ACCEPT_PAUSE = 0.1  # seconds, when the process is out of descriptors
 
@@ -49,7 +50,7 @@ class Server:
         self._fair_share = fair_share
         self._places = threading.BoundedSemaphore(handshakes)
         self._lock = threading.Lock()
-        self._negotiating: dict[threading.Thread, tuple[socket.socket, float]] = {}  # the oldest first
+        self._crew = Crew(self._negotiate, self._drop)
         self._stopping = False
         self._listeners = list(listeners)
         self._acceptors = [
@@ -66,42 +67,31 @@ class Server:
         self._stopping = True
         for listener in self._listeners:
             _shutdown(listener)
-        with self._lock:
-            negotiating = dict(self._negotiating)
-            for sock, _ in negotiating.values():
-                _shutdown(sock)
-        for thread in [*self._acceptors, *negotiating]:
+        self._crew.end(_shutdown)
+        for thread in self._acceptors:
             if thread.ident is not None:
                 thread.join(self._timeout)
+        self._crew.wait(self._timeout)
 
     def _accept(self, listener: socket.socket) -> None:
         while not self._stopping:
             try:
                 sock, _ = listener.accept()
-            except OSError:
+            except (OSError, MemoryError):
                 if not self._stopping:
                     time.sleep(_ACCEPT_PAUSE)
                 continue
             while not self._places.acquire(timeout=_LOOK):
                 self._make_room()
-            self._begin(sock)
+            if not self._crew.start(sock):  # no thread to be had: this client's bad luck, not the server's end
+                self._drop(sock)
 
     def _make_room(self) -> None:
-        with self._lock:
-            sock, began = next(iter(self._negotiating.values()), (None, 0.0))
-            if sock is not None and (self._stopping or time.monotonic() - began > self._fair_share):
-                _shutdown(sock)
+        oldest = self._crew.oldest()
+        if oldest and (self._stopping or time.monotonic() - oldest[1] > self._fair_share):
+            _shutdown(oldest[0])
 
-    def _begin(self, sock: socket.socket) -> None:
-        thread = threading.Thread(target=self._negotiate, args=(sock,), name="nbd-handshake", daemon=True)
-        with self._lock:
-            if not self._stopping:
-                self._negotiating[thread] = sock, time.monotonic()
-                try:
-                    thread.start()
-                    return
-                except (RuntimeError, MemoryError):  # no thread to be had: this client's bad luck, not the server's end
-                    del self._negotiating[thread]
+    def _drop(self, sock: socket.socket) -> None:
         sock.close()
         self._places.release()
 
@@ -113,9 +103,7 @@ class Server:
         except (HandshakeError, OSError, MemoryError):
             pass  # this connection's end, and nobody else's business
         finally:
-            with self._lock:
-                del self._negotiating[threading.current_thread()]
-                sock.close()  # under the lock, so that stop() never meets a number that was given out anew
+            self._crew.leave(sock.close)  # so that stop() never meets a number that was given out anew
             self._places.release()
 
     def _hand_over(self, sock: socket.socket, negotiated: Negotiated) -> None:

@@ -53,7 +53,8 @@ class Part:
         handles, self.handles = self.handles, {}
         for key in _DESCRIPTORS:
             if handles.get(key, -1) >= 0:
-                os.close(handles[key])
+                with contextlib.suppress(OSError):  # of a device that is gone: nothing was written through it
+                    os.close(handles[key])
 
 
 class Group:

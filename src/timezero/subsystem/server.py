@@ -94,12 +94,21 @@ class Subsystem:
         self._control.stop(STOP_TIMEOUT)
         self._control_listener.close()
         quiet = self._volumes.disconnect(STOP_TIMEOUT)
+        quiet = self._free_sessions(STOP_TIMEOUT if quiet else 0.0) and quiet
         try:
             if quiet:
                 self._volumes.close()
         except (OSError, RuntimeError):  # before-images that are being read, or a session that waits for one
             return False
         return quiet
+
+    def _free_sessions(self, timeout: float) -> bool:
+        until = time.monotonic() + timeout
+        while not self._registry.sweep():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
 
 
 def _listen(text: str, allow_remote: bool) -> UnixListener | TcpListener:

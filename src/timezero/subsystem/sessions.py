@@ -93,10 +93,11 @@ class Registry:
                 for report in reports:
                     self._log(f"session {group.name}: volume {report['volume']} punctured ({report['puncture']})")
 
-    def sweep(self) -> None:
-        """Free ended sessions whose disks have answered meanwhile."""
+    def sweep(self) -> bool:
+        """Free ended sessions whose disks have answered meanwhile; true when none is left."""
         with self._lock:
             self._ended = [group for group in self._ended if not group.close()]
+            return not self._ended
 
     # ---- beginning and ending ----
 
