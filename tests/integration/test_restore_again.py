@@ -14,6 +14,7 @@ import pytest
 
 from tests.command import COMMAND, MIB, digest, environment, image, snapshot, succeed, timezero
 from tests.damage import Stored, without
+from tests.file_points import commit_files
 
 SIZE = 48 * MIB + 5000
 
@@ -249,3 +250,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, stored: Stored) -> None:
         outcome = timezero("restore", "--repo", stored.repo, "latest", *options)
         assert outcome.code == 2, outcome.err
     assert snapshot(tmp_path) == before
+
+
+def test_files_in_trees_are_whole_or_not_there(tmp_path: Path, original: Path) -> None:
+    commit_files(tmp_path / "files", {"/srv/disk": original})
+    (tmp_path / "tree").mkdir()
+    for option in (["--delta"], ["--resume"], ["--salvage", "--map", tmp_path / "map"]):
+        outcome = timezero("restore", "--repo", tmp_path / "files", "latest", tmp_path / "tree", *option)
+        assert (outcome.code, "as a whole or not at all" in outcome.err) == (2, True)
+    assert not list((tmp_path / "tree").iterdir())
