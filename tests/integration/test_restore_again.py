@@ -77,6 +77,25 @@ def test_an_interrupted_restore_is_gone_on_with(
     assert not partial.exists()
 
 
+def test_volumes_to_a_directory_are_gone_on_with(tmp_path: Path, original: Path) -> None:
+    other = image(tmp_path / "other", SIZE, seed=2)
+    repo, out = tmp_path / "repo", tmp_path / "out"
+    succeed("backup", "--repo", repo, original, other)
+    command = [*COMMAND, "restore", "--repo", repo, "latest", out, "--resume", "--rate", "16M"]
+    partials = [out / f".timezero-{name}.partial" for name in ("disk", "other")]
+    with subprocess.Popen([str(word) for word in command], env=environment(), stderr=subprocess.PIPE) as process:
+        while not all(path.exists() and path.stat().st_blocks * 512 > 4 * MIB for path in partials):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        told = process.communicate(timeout=30)[1].decode()
+    assert "and 1 more likewise" in told
+    assert sorted(out.iterdir()) == sorted(partials)
+    found = succeed("restore", "--repo", repo, "latest", out, "--resume")
+    assert found["kept"] > 6 * MIB
+    assert snapshot(out) == {name: f"{SIZE} {digest(tmp_path / name)}" for name in ("disk", "other")}
+
+
 def test_what_is_there_counts_only_when_it_matches(tmp_path: Path, original: Path, stored: Stored) -> None:
     """Whatever happened to the partial file meanwhile: garbage, a hole, a tail, an older dataset."""
     interrupted(stored, tmp_path / "out", "--resume", sign=signal.SIGKILL)
