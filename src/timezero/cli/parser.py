@@ -143,6 +143,10 @@ def _mover(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("opportunistic", "full", "fixed"), default="opportunistic", metavar="MODE",
         help="opportunistic: give way to the application's load (default); full: do not (fixed is an older name of it)",
     )  # fmt: skip
+    group.add_argument(
+        "--device-deadline", type=_duration, default="60s", metavar="TIME",
+        help="longest wait for a device to answer one request (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _yielding(parser: argparse.ArgumentParser) -> None:
@@ -155,10 +159,6 @@ def _yielding(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--window", type=_window, action="append", default=[], metavar="HH:MM-HH:MM",
         help="copy in these hours only, local time, over midnight too; may be repeated. T0 is now and stays protected",
-    )  # fmt: skip
-    group.add_argument(
-        "--device-deadline", type=_duration, default="60s", metavar="TIME",
-        help="longest wait for a device to answer one request (default: %(default)s)",
     )  # fmt: skip
 
 
