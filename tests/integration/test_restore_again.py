@@ -14,6 +14,7 @@ import pytest
 
 from tests.command import COMMAND, MIB, digest, environment, image, snapshot, succeed, timezero
 from tests.damage import Stored, without
+from tests.file_points import commit_files
 
 SIZE = 48 * MIB + 5000
 
@@ -74,6 +75,25 @@ def test_an_interrupted_restore_is_gone_on_with(
     assert found["kept"] >= 6 * MIB
     assert found["written"] <= SIZE - 6 * MIB
     assert not partial.exists()
+
+
+def test_volumes_to_a_directory_are_gone_on_with(tmp_path: Path, original: Path) -> None:
+    other = image(tmp_path / "other", SIZE, seed=2)
+    repo, out = tmp_path / "repo", tmp_path / "out"
+    succeed("backup", "--repo", repo, original, other)
+    command = [*COMMAND, "restore", "--repo", repo, "latest", out, "--resume", "--rate", "16M"]
+    partials = [out / f".timezero-{name}.partial" for name in ("disk", "other")]
+    with subprocess.Popen([str(word) for word in command], env=environment(), stderr=subprocess.PIPE) as process:
+        while not all(path.exists() and path.stat().st_blocks * 512 > 4 * MIB for path in partials):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        told = process.communicate(timeout=30)[1].decode()
+    assert "and 1 more likewise" in told
+    assert sorted(out.iterdir()) == sorted(partials)
+    found = succeed("restore", "--repo", repo, "latest", out, "--resume")
+    assert found["kept"] > 6 * MIB
+    assert snapshot(out) == {name: f"{SIZE} {digest(tmp_path / name)}" for name in ("disk", "other")}
 
 
 def test_what_is_there_counts_only_when_it_matches(tmp_path: Path, original: Path, stored: Stored) -> None:
@@ -249,3 +269,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, stored: Stored) -> None:
         outcome = timezero("restore", "--repo", stored.repo, "latest", *options)
         assert outcome.code == 2, outcome.err
     assert snapshot(tmp_path) == before
+
+
+def test_files_in_trees_are_whole_or_not_there(tmp_path: Path, original: Path) -> None:
+    commit_files(tmp_path / "files", {"/srv/disk": original})
+    (tmp_path / "tree").mkdir()
+    for option in (["--delta"], ["--resume"], ["--salvage", "--map", tmp_path / "map"]):
+        outcome = timezero("restore", "--repo", tmp_path / "files", "latest", tmp_path / "tree", *option)
+        assert (outcome.code, "as a whole or not at all" in outcome.err) == (2, True)
+    assert not list((tmp_path / "tree").iterdir())

@@ -67,3 +67,5 @@ def test_names_in_paths(name: str, other: str) -> None:
     for text in map(names.encode_component, (name, other)):
         assert "/" not in text and not text.startswith(".") and len(text) <= 210 and text.isascii()
     assert (names.encode_component(name) == names.encode_component(other)) == (name == other)
+    encoded = names.encode_component(name)
+    assert names.decode_component(encoded) == (encoded if "~" in encoded else name)

@@ -74,8 +74,7 @@ class Transfer:
             )
         if code == errno.EBADMSG:
             return VerificationError(
-                f"{self.source}: damaged at byte {offset}: the stored data does not match its digest: see `timezero "
-                "verify`; what is sound can be had with restore --salvage"
+                f"{self.source}: damaged at byte {offset}: the stored data does not match its digest"
             )
         if code == errno.ECANCELED:
             return TimezeroError(f"{self.source}: was cancelled")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,9 +122,11 @@ def restore(
     """
     way = Way(force, salvage, delta, resume, map_file)
     way.check()
-    recovery_point = Repository(repository).point(point, salvage=salvage)
-    chosen = list(recovery_point.datasets) if dataset is None else recovery_point.choose(dataset)
     with ExitStack() as stack:
+        if not salvage:
+            stack.enter_context(_pointing_to_salvage())
+        recovery_point = Repository(repository).point(point, salvage=salvage)
+        chosen = list(recovery_point.datasets) if dataset is None else recovery_point.choose(dataset)
         plan = Plan(stack, repository, recovery_point, chosen, way)
         if in_place:
             if target is not None:
@@ -136,6 +138,16 @@ def restore(
             plan.to(target, single=dataset == chosen[0].name)
         plan.check()
         return _Restore(stack, plan, mover or MoverOptions(), progress).run()
+
+
+@contextmanager
+def _pointing_to_salvage() -> Iterator[None]:
+    """Adds to damage that ends a restore what can be done about it."""
+    try:
+        yield
+    except VerificationError as error:
+        error.args = (f"{error}; `timezero verify` lists what is damaged, --salvage restores the rest",)
+        raise
 
 
 class _Restore:

@@ -107,8 +107,8 @@ def read_as_is(path: str, offset: int, expected: IndexHeader) -> bytes:
     """What is left of the entries of a damaged index: as many as there should be, in their places.
 
     What is not there, and what claims a place in a pack that another entry claims as well (so one of them belongs
-    elsewhere), is zeros, which are no entry. The rest has lost its digest, but not those of its chunks. Raises
-    TimezeroError when there is nothing to read.
+    elsewhere), is zeros, which are no entry. The rest has lost its digest, but not those of its chunks; that a chunk is
+    one of zeros, which lie nowhere, is proved by nothing then. Raises TimezeroError when there is nothing to read.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:

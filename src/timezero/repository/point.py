@@ -102,8 +102,9 @@ class RecoveryPoint:
 
     def forget_cached(self) -> None:
         """What is read of this recovery point next comes from the disk, as far as the system forgets on request."""
-        with os.scandir(self._directory) as found:
-            paths = [entry.path for entry in found if entry.is_file(follow_symlinks=False)]
+        paths: list[str] = []
+        with suppress(FileNotFoundError), os.scandir(self._directory) as found:
+            paths += [entry.path for entry in found if entry.is_file(follow_symlinks=False)]
         paths += [os.path.join(self._packs, pack.name) for pack in self.manifest.packs]
         for path in paths:
             forget_cached(path)
