@@ -23,6 +23,7 @@ BUFFER, CHUNK = 64 * MIB, 16 * MIB
 INDEX = SIZE // CHUNK * ENTRY
 DATA = os.urandom(MIB)
 PLACES = (0, 3 * TIB + 4096, SIZE - MIB)
+pytestmark = pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="sanitizers take memory of their own")
 OPTIONS = ("--buffer", BUFFER, "--chunk-size", CHUNK)
 
 
