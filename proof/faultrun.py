@@ -233,7 +233,11 @@ class Run:
     def _look_at_words(self, name: str, code: int, err: str, new: set[str]) -> None:
         if code not in CODES:
             self.wrong(f"{name}: exit code {code}: {err}")
-        err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith("timezero: estimate: "))
+        err = "".join(
+            line
+            for line in err.splitlines(keepends=True)
+            if not line.startswith(("timezero: estimate: ", "timezero: warning: "))
+        )
         one_line = err.startswith("timezero: ") and err.count("\n") == 1 and err.endswith("\n")
         # An interrupt that comes before there is anything to say needs no words.
         if code > 0 and not one_line and not (code == 130 and not err):

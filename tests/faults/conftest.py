@@ -31,7 +31,11 @@ def until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT) 
 
 def told(err: str, *words: str) -> None:
     """One line for the user, behind the estimate that a backup begins with, and what it has to say."""
-    err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith("timezero: estimate: "))
+    err = "".join(
+        line
+        for line in err.splitlines(keepends=True)
+        if not line.startswith(("timezero: estimate: ", "timezero: warning: "))
+    )
     assert err.startswith("timezero: ") and err.endswith("\n") and err.count("\n") == 1, err
     for word in words:
         assert word in err, err
