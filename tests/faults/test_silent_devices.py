@@ -76,7 +76,7 @@ def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str,
         mute.write(SIZE - 8192, b"n" * 4096)  # is held for a second, and then passes: only reads are silent
         _, err = job.communicate(timeout=30)
         assert job.returncode == 5, err
-        told(err, "punctured")
+        told(err, "T0 is lost")
         until(lambda: sessions(served) == [], "the session stays")
         began = time.monotonic()
         good.write(0, b"g" * 4096)
@@ -109,7 +109,7 @@ def test_a_file_tier_that_does_not_answer(served, shim: Shim, tmp_path: Path) ->
         assert shim.hits(0) >= 1
         _, err = job.communicate(timeout=30)
         assert job.returncode == 5, err
-        told(err, "punctured")
+        told(err, "T0 is lost")
         shim.clear()
     assert Repository(str(tmp_path / "repo")).ids() == []
 
