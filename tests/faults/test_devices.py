@@ -368,7 +368,7 @@ def test_no_space_for_a_file_tier(small: Callable[[str], Path], serve: Callable,
     served = serve({"data": source}, sidefile_path=small("ext4"), sidefile_file="64M")
     outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
     assert outcome.code == 1
-    told(outcome.err, "no room for a sidefile")
+    told(outcome.err, "file tier", "make room there")
     assert session.status(served.control)["sessions"] == []
     fits = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "--sidefile-file", "1M", "data")
     assert fits.code == 0, fits.err

@@ -67,7 +67,7 @@ def test_a_server_out_of_descriptors(serve: Callable, source: Path, tmp_path: Pa
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (held + 3, hard))
         outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
         assert outcome.code == 1
-        told(outcome.err, "data", "Too many open files")
+        told(outcome.err, "open files")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
     until(lambda: descriptors(pid) <= before, "descriptors stay")
     outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
@@ -103,8 +103,8 @@ def test_a_server_out_of_memory(serve: Callable, source: Path, tmp_path: Path) -
         )  # fmt: skip
         assert outcome.code == 1
         told(outcome.err)  # a thread that dies as it is born cannot even answer
-        assert session.status(served.control)["sessions"] == []
         resource.prlimit(pid, resource.RLIMIT_AS, before)
+        assert session.status(served.control)["sessions"] == []
         assert good.read(0, 4096) == b"x" * 4096
     assert "Traceback" not in served.stderr()
     outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
