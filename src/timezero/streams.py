@@ -26,6 +26,13 @@ def tell(text: str) -> None:
             rest = rest[os.write(fd, rest) :]
 
 
+def forget_stdout() -> None:
+    """Nobody takes our output: the interpreter must not try what is left in its buffer once more at exit."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
+
+
 def columns_of(fd: int) -> int:
     """The width of the terminal that `fd` is; 80 where it is none."""
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,9 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED  # before there was anything to say
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell, and the interpreter must not try again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
-        return EXIT_FAILED
+        return EXIT_FAILED  # whoever read our output has gone; there is nobody to tell
 
 
 def _run(arguments: Sequence[str] | None) -> int:

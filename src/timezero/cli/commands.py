@@ -80,7 +80,7 @@ def _backup(options: Any, output: Output) -> int:
         )
     except PartialBackupError as error:
         if not output.json:
-            print(_manifest_text(error.result.manifest))
+            output.result(dict, lambda: _manifest_text(error.result.manifest))
         raise
     for name, doubts in result.doubts.items():
         output.line(f"timezero: {name}: fuzzy: {doubts[0]}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from timezero.streams import columns_of, tell
+from timezero.streams import columns_of, forget_stdout, tell
 from timezero.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -53,7 +53,11 @@ class Output:
         if self.to_stderr and rendered:
             tell(rendered + "\n")
         elif rendered:
-            print(rendered, flush=True)
+            try:
+                print(rendered, flush=True)
+            except OSError:
+                forget_stdout()
+                raise
 
     def failed(self, message: str, exit_code: int, result: Any = None) -> None:
         """One line on stderr; with json also a document, with what was done all the same."""
