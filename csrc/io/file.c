@@ -108,6 +108,10 @@ static void look_at_file_system(tz_file *file)
         return;
     file->in_memory = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC;
     file->aside = fs.f_type == FUSE_SUPER_MAGIC;
+    /* A list of those that are known to. Others may ask a server (FUSE, NFS), which does not know what is only in this
+     * machine's cache and need not answer; or have called dirty data a hole (ZFS before 2.2.2). */
+    file->tells_holes = fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC ||
+                        fs.f_type == BTRFS_SUPER_MAGIC || fs.f_type == TMPFS_MAGIC;
 }
 
 static int measure(tz_file *file, const struct stat *st)

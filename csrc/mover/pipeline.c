@@ -25,7 +25,7 @@ static void advance(tz_chunk *chunk);
 /* An operation on a device begins: see tz_mover_waiting. */
 static void begin_wait(tz_chunk *chunk)
 {
-    enum tz_transfer_side side = chunk->state == TZ_CHUNK_STORING ? TZ_SIDE_SINK : TZ_SIDE_SOURCE;
+    enum tz_transfer_side side = chunk->state == TZ_CHUNK_LOADING ? TZ_SIDE_SOURCE : TZ_SIDE_SINK;
 
     chunk->pending = true;
     atomic_store_explicit(&chunk->waiting, chunk->transfer, memory_order_relaxed);

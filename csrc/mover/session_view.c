@@ -158,7 +158,7 @@ uint64_t tz_session_view_hole(tz_session_view *view, uint64_t physical)
 {
     uint64_t length;
 
-    if (!view->tells_holes)
+    if (!view->volume.tells_holes)
         return 0;
     pthread_mutex_lock(&view->stretch_lock);
     if (physical < view->stretch_from || physical >= view->stretch_to)
@@ -312,7 +312,6 @@ int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fd
     view->drain_fd = fds->drain_fd;
     pthread_mutex_init(&view->drain_lock, NULL);
     pthread_mutex_init(&view->stretch_lock, NULL);
-    view->tells_holes = !view->volume.block_device && (lseek(view->volume.fd, 0, SEEK_HOLE) >= 0 || errno == ENXIO);
     pthread_mutex_init(&view->lock, NULL);
     tz_session_uses_init(&view->uses, view->tracks);
     /* The mappings hold the memory; the descriptors of it are no longer needed. */

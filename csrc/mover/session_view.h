@@ -38,7 +38,6 @@ struct tz_session_view {
     pthread_mutex_t stretch_lock;
     uint64_t stretch_from, stretch_to;
     bool stretch_is_hole;
-    bool tells_holes; /* the volume is a file, and its file system knows */
 
     pthread_mutex_t lock;
     tz_session_uses uses;

@@ -93,7 +93,8 @@ bool tz_transfer_enter(tz_transfer *transfer)
     return enter;
 }
 
-/* Outside of its hours the mover takes what a sidefile needs copied, and in order only where there is no other way. */
+/* Outside of its hours the mover takes what a sidefile needs copied ahead of order. What is not found that way (files of
+ * one chunk, datasets that wait for an area, targets with an order) is come to in order, once the sidefile fills. */
 static bool may_go_on(const tz_transfer *transfer)
 {
     const tz_source *source = transfer->source;
@@ -101,7 +102,7 @@ static bool may_go_on(const tz_transfer *transfer)
 
     if (!tz_pace_waits(&transfer->mover->pace))
         return true;
-    if (!source->ops->activity || (source->ops->ahead && !transfer->sink->ops->ordered))
+    if (!source->ops->activity)
         return false;
     source->ops->activity(source, &activity);
     return tz_pace_drains(&activity);

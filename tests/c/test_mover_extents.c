@@ -474,6 +474,46 @@ static void a_volume_and_its_files(void)
     }
 }
 
+/* Files of one chunk are not found ahead of order, and most of these wait for an area: still a mover that waits for its
+ * hours makes room before the sidefile is full. */
+static void small_files_are_drained_outside_of_its_hours(void)
+{
+    const tz_mover_config config = {.workers = 1, .depth = 2, .chunk_size = SMALL_CHUNK};
+    const uint64_t files = 14, tracks = SMALL_CHUNK / TRACK;
+    const uint32_t slots = 64, low = 10, half = low + (slots - low) / 2;
+    tz_bufspace *space;
+    tz_mover *mover;
+    laid_world w;
+
+    laid_make(&w, "/dev/shm", files * SMALL_CHUNK);
+    for (uint64_t i = 0; i < files; i++)
+        add_extent(add_file(&w, SMALL_CHUNK), 0, i * SMALL_CHUNK, SMALL_CHUNK);
+    laid_install(&w, slots, 0, low);
+    CHECK_EQ(tz_bufspace_create(&space, SMALL_CHUNK, 4, 1, 0), 0);
+    CHECK_EQ(tz_mover_create(&mover, space, &config), 0);
+    add_transfers(&w, mover);
+    tz_mover_rest(mover, true);
+    CHECK_EQ(tz_mover_start(mover), 0);
+    CHECK_EQ(tz_mover_wait(mover, 100000000), 0);
+    CHECK_EQ(tz_mover_bytes_done(mover), 0);
+    for (uint64_t track = 0; track < files * tracks; track++)
+        fake_gate_update(&w.gate, track, track | 1);
+    for (int i = 0; i < 10000 && atomic_load(&w.gate.h->used_slots) > half; i++) {
+        usleep(1000);
+        pthread_mutex_lock(&w.gate.lock);
+        fake_gate_drain(&w.gate);
+        pthread_mutex_unlock(&w.gate.lock);
+    }
+    CHECK(atomic_load(&w.gate.h->used_slots) <= half);
+    tz_mover_rest(mover, false);
+    CHECK_EQ(tz_mover_wait(mover, WAIT_NS), 1);
+    for (uint32_t i = 0; i < w.count; i++)
+        CHECK(file_is_t0(&w, &w.files[i]));
+    tz_mover_destroy(mover);
+    tz_bufspace_destroy(space);
+    laid_remove(&w);
+}
+
 int main(void)
 {
     RUN(t0_whenever_the_update_comes);
@@ -487,5 +527,6 @@ int main(void)
     RUN(impossible_extents_are_refused);
     RUN(nobody_is_counted_after_the_first_read);
     RUN(a_volume_and_its_files);
+    RUN(small_files_are_drained_outside_of_its_hours);
     return 0;
 }

@@ -25,6 +25,7 @@ typedef struct tz_file {
     bool writable;
     bool in_memory;         /* on tmpfs or ramfs: a transfer is a copy, and no device is waited for */
     bool aside;             /* a user-space file system: see TZ_IO_ASIDE */
+    bool tells_holes;       /* SEEK_DATA answers at once, and as a read would, of a file that is being written, too */
     uint32_t memory_align;  /* of buffers; 1 when buffered */
     uint32_t offset_align;  /* of offsets and lengths; a power of two; 1 when buffered */
     uint32_t block_size;    /* preferred I/O grain in bytes (st_blksize or the device's physical sector) */

@@ -94,7 +94,7 @@ struct tz_io_message {
 typedef struct tz_io_config {
     tz_io_kind kind;
     uint32_t depth;   /* file ops in flight that must not wait in a queue of ours; 0 = 256 */
-    uint32_t threads; /* workers of the threads engine; 0 = 8 */
+    uint32_t threads; /* workers of the threads engine for each file; 0 = 8 */
     uint32_t poll_us; /* look for work this long before sleeping, where that has paid off (polling.c); 0 = never */
 } tz_io_config;
 

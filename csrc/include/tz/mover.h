@@ -187,7 +187,7 @@ typedef struct tz_transfer_report {
     uint64_t tracks_from_sidefile;
     uint64_t chunks_ahead;            /* claimed ahead of order, for the sidefile's sake */
     uint64_t chunks_kept, bytes_kept; /* the target had them already; counted nowhere above but in bytes_done */
-    uint64_t chunks_damaged;          /* likewise */
+    uint64_t chunks_damaged;          /* salvaged as zeros, or left as the target had them */
     uint32_t pressure;                /* used slots, now; 0 without a gate */
     uint64_t started_ns, ended_ns;    /* CLOCK_MONOTONIC; 0: not yet */
 } tz_transfer_report;
@@ -202,8 +202,8 @@ int tz_mover_add(tz_mover *mover, tz_source *source, tz_sink *sink, tz_index_ent
 
 int tz_mover_start(tz_mover *mover);
 
-/* [any] From now on nothing is begun but what a sidefile past its low mark needs copied (in order, where the target has an
- * order, from halfway between the marks on); until it is called with false. */
+/* [any] From now on nothing is begun but what a sidefile needs copied: past its low mark what can be found ahead of order,
+ * from halfway between the marks on what comes next in order, too; until it is called with false. */
 void tz_mover_rest(tz_mover *mover, bool rests);
 
 typedef struct tz_mover_speed {
