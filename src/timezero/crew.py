@@ -34,27 +34,29 @@ class Crew(Generic[T]):
 
     def start(self, item: T) -> bool:
         """Serve an item in a thread of its own. False: it is the caller's still."""
-        with self._changed:
-            if self._closed:
-                return False
-            self._drop_stillborn()
-            number, self._next = self._next, self._next + 1
-            self._members[number] = item, time.monotonic()
+        self._drop_stillborn()
+        number = -1
         try:
+            with self._changed:
+                if self._closed:
+                    return False
+                number, self._next = self._next, self._next + 1
+                self._members[number] = item, time.monotonic()
             _thread.start_new_thread(self._run, (number, item))
         except (RuntimeError, MemoryError):
             with self._changed:
-                del self._members[number]
+                self._members.pop(number, None)
             return False
         return True
 
     def __len__(self) -> int:
+        self._drop_stillborn()
         with self._changed:
-            self._drop_stillborn()
             return len(self._members)
 
     def oldest(self) -> tuple[T, float] | None:
         """The item that is served for the longest time, and since when (monotonic seconds)."""
+        self._drop_stillborn()
         with self._changed:
             return next(iter(self._members.values()), None)
 
@@ -67,8 +69,11 @@ class Crew(Generic[T]):
 
     def wait(self, timeout: float) -> bool:
         """Until nobody is left, `timeout` seconds at most."""
-        with self._changed:
-            return self._changed.wait_for(self._is_empty, timeout)
+        end = time.monotonic() + timeout
+        while len(self) and (left := end - time.monotonic()) > 0:
+            with self._changed:
+                self._changed.wait_for(self._is_empty, min(left, _BEGIN_S))  # one that was never born tells nobody
+        return len(self) == 0
 
     def leave(self, last: Callable[[], None]) -> None:
         """To be called by `serve`, last: what may not happen while `end` acts."""
@@ -76,7 +81,10 @@ class Crew(Generic[T]):
             last()
 
     def _run(self, number: int, item: T) -> None:
-        self._begun.add(number)
+        with self._changed:
+            if number not in self._members:  # it took so long that it was given up, and its item dropped
+                return
+            self._begun.add(number)
         try:
             self._serve(item)
         finally:
@@ -86,14 +94,18 @@ class Crew(Generic[T]):
                 self._changed.notify_all()
 
     def _is_empty(self) -> bool:
-        self._drop_stillborn()
         return not self._members
 
     def _drop_stillborn(self) -> None:
-        late = time.monotonic() - _BEGIN_S
-        for number, (item, since) in list(self._members.items()):
-            if since > late:
-                break
-            if number not in self._begun:
-                del self._members[number]
-                self._drop(item)
+        """Without the lock: what `drop` does may take a while."""
+        dropped = []
+        with self._changed:
+            late = time.monotonic() - _BEGIN_S
+            for number, (item, since) in list(self._members.items()):
+                if since > late:
+                    break
+                if number not in self._begun:
+                    del self._members[number]
+                    dropped.append(item)
+        for item in dropped:
+            self._drop(item)
