@@ -219,8 +219,8 @@ def _from_document(document: dict[str, Any], base: Path) -> ServeConfig:
     if "max_delay" in sidefile:
         tiers["max_delay_us"] = duration_us(sidefile["max_delay"], "sidefile.max_delay")
     tiers |= {key: size(sidefile[key], f"sidefile.{key}") for key in ("memory", "file", "track") if key in sidefile}
-    caps = _typed(limits, "limits.", when_full=str)
-    caps |= {key: size(value, f"limits.{key}") for key, value in limits.items() if key != "when_full"}
+    caps = _typed(limits, "limits.", when_full=str, volume_answer_s=int, sidefile_answer_s=int)
+    caps |= {key: size(value, f"limits.{key}") for key, value in limits.items() if key not in caps}
     volumes = _table(document, "volumes", "volumes")
     return ServeConfig(
         volumes={name: _volume(name, _table(volumes, name, f"volumes.{name}"), base) for name in volumes},

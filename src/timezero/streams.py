@@ -26,11 +26,18 @@ def tell(text: str) -> None:
             rest = rest[os.write(fd, rest) :]
 
 
-def forget_stdout() -> None:
-    """Nobody takes our output: the interpreter must not try what is left in its buffer once more at exit."""
-    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(null, 1)
-    os.close(null)
+def print_line(text: str) -> None:
+    """Print a line on stdout, now. Raises OSError when nobody takes it.
+
+    Then nobody will: the interpreter must not try what is left in its buffer once more at exit, and end with 120.
+    """
+    try:
+        print(text, flush=True)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, 1)
+        os.close(null)
+        raise
 
 
 def columns_of(fd: int) -> int:

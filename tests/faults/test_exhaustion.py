@@ -17,6 +17,7 @@ import pytest
 from proof.nbd import Nbd
 from tests.command import COMMAND, Outcome, environment, timezero
 from tests.faults.conftest import descriptors, settled, told, until
+from tests.integration.conftest import serve_command
 from timezero import session
 from timezero.repository import Repository
 
@@ -119,8 +120,8 @@ def test_a_mover_out_of_memory(serve: Callable, source: Path, tmp_path: Path, mo
         resource.RLIMIT_AS, most * MIB, "backup", "--repo", tmp_path / "repo", "--control", served.control,
         "--buffer", "1G", "--chunk-size", "16M", "data",
     )  # fmt: skip
+    assert outcome.code in (0, 1) and (outcome.code == 1 or most > 128), outcome.err
     if outcome.code:
-        assert outcome.code == 1, outcome.err
         told(outcome.err)
         assert not list(tmp_path.glob("repo/recovery-points/*"))
     until(lambda: session.status(served.control)["sessions"] == [], "the session stays")
@@ -133,8 +134,9 @@ def test_a_mover_out_of_descriptors(serve: Callable, source: Path, tmp_path: Pat
     outcome = limited(
         resource.RLIMIT_NOFILE, most, "backup", "--repo", tmp_path / "repo", "--control", served.control, "data"
     )
+    assert outcome.code in (0, 1), outcome.err
+    assert outcome.code == 1 or most > 10
     if outcome.code:
-        assert outcome.code == 1, outcome.err
         told(outcome.err)
     if (tmp_path / "repo" / "repository.json").exists():
         assert len(Repository(str(tmp_path / "repo")).ids()) == (outcome.code == 0)
@@ -199,3 +201,15 @@ def test_a_full_disk_for_the_answer(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     told(done.stderr, "No space left on device")
     assert len(Repository(str(tmp_path / "repo")).ids()) == 1
+
+
+def test_a_server_that_cannot_say_ready(source: Path, tmp_path: Path) -> None:
+    """Nobody would know that it serves: it ends, with a line and an exit code of its own."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            serve_command({"data": source}, str(tmp_path / "nbd"), str(tmp_path / "control"), quiet=True), stdout=full,
+            stderr=subprocess.PIPE, text=True, env=environment(), timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    told(done.stderr, "No space left on device")
+    assert not (tmp_path / "nbd").exists() and not (tmp_path / "control").exists()

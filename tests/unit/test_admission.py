@@ -66,6 +66,13 @@ def test_the_largest_gives_way_and_no_more_than_have_to():
     assert names(Claim("new", file=MIB), by_file, PUNCTURE) == ["b"]
 
 
+def test_one_that_has_nothing_of_what_is_wanting_stays():
+    """It is the largest, but of memory; what there is not enough of is file tier."""
+    others = [Claim("memory", memory=6 * MIB), Claim("file", memory=MIB, file=4 * MIB), Claim("rest", file=6 * MIB)]
+    others[2].may_give_way = False
+    assert names(Claim("new", file=4 * MIB), others, PUNCTURE) == ["file"]
+
+
 def test_nobody_smaller_gives_way_and_nobody_in_vain():
     others = [Claim("a", memory=3 * MIB), Claim("b", memory=4 * MIB)]
     assert "limits.memory" in refused(Claim("new", memory=5 * MIB), others, PUNCTURE)

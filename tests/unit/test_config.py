@@ -45,6 +45,8 @@ memory = 1048576
 file = "10G"
 connections = 3
 when_full = "puncture-largest"
+volume_answer_s = 20
+sidefile_answer_s = 3
 """
 
 
@@ -78,7 +80,7 @@ def test_every_key_of_a_file(write, tmp_path):
         poll_us=20,
         quiet=True,
         sidefile=SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, 4 * KIB, 10, 90, 5000),
-        limits=Limits(4, MIB, 10 * GIB, 3, when_full="puncture-largest"),
+        limits=Limits(4, MIB, 10 * GIB, 3, 20, 3, "puncture-largest"),
     )
 
 
@@ -122,6 +124,7 @@ def test_the_documented_example_is_what_it_says(tmp_path):
         ("[volumes.disk]\npath = '/x'\nexempt_from_delay = 1", "volumes.disk.exempt_from_delay"),
         ("[limits]\nsessions = true", "limits.sessions"),
         ("[limits]\nwhen_full = 1", "limits.when_full"),
+        ("[limits]\nvolume_answer_s = '30s'", "limits.volume_answer_s: must be of type int"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line_with_the_place(write, text, says):
@@ -208,7 +211,7 @@ def test_the_command_line_adds_to_the_file_and_overrides_it(write, tmp_path, mon
     assert (merged.nbd, merged.control) == (("nbd+unix:///?socket=/y",), "/c")
     assert (merged.reactors, merged.engine, merged.allow_remote, merged.poll_us) == (3, "uring", True, 0)
     assert merged.sidefile == SidefileConfig(128 * MIB, str(tmp_path / "spill"), 2 * GIB, MIB, 10, 90, 5000)
-    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3, when_full="refuse-newest")
+    assert merged.limits == Limits(9, 2 * GIB, 10 * GIB, 3, 20, 3, "refuse-newest")
 
 
 def test_defaults_and_environment(monkeypatch):

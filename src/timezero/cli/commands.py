@@ -80,7 +80,8 @@ def _backup(options: Any, output: Output) -> int:
         )
     except PartialBackupError as error:
         if not output.json:
-            output.result(dict, lambda: _manifest_text(error.result.manifest))
+            text = _manifest_text(error.result.manifest)
+            output.result(dict, lambda: text)
         raise
     for name, doubts in result.doubts.items():
         output.line(f"timezero: {name}: fuzzy: {doubts[0]}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from timezero.streams import columns_of, forget_stdout, tell
+from timezero.streams import columns_of, print_line, tell
 from timezero.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -53,11 +53,7 @@ class Output:
         if self.to_stderr and rendered:
             tell(rendered + "\n")
         elif rendered:
-            try:
-                print(rendered, flush=True)
-            except OSError:
-                forget_stdout()
-                raise
+            print_line(rendered)
 
     def failed(self, message: str, exit_code: int, result: Any = None) -> None:
         """One line on stderr; with json also a document, with what was done all the same."""
@@ -83,10 +79,9 @@ class Output:
         """What the sidefiles will have to hold: a line, or one of JSON; and a warning when they cannot."""
         if self.json:
             tell(_document({"estimate": estimate.to_json()}) + "\n")
-        else:
-            self.line(f"timezero: {estimate.line()}")
-        warning = estimate.warning()
-        if warning:
+            return
+        self.line(f"timezero: {estimate.line()}")
+        if warning := estimate.warning():
             self.line(f"timezero: warning: {warning}")
 
     def progress(self) -> Callable[[Progress], None]:

@@ -170,7 +170,7 @@ class Preflight(NamedTuple):
         speed = {"bytes_s": round(self.speed.bytes_s), "source": self.speed.source}
         return {
             "size": self.size, "seconds": round(self.seconds, 3), "speed": speed,
-            "verdict": self.verdict, "volumes": volumes,
+            "verdict": self.verdict, "volumes": volumes, "warning": self.warning(),
         }  # fmt: skip
 
     def line(self) -> str:

@@ -72,6 +72,10 @@ def admit(
             raise RequestError("limit", first or lacking)
         leaving.append(claim)
         lacking = _lacking(new, others, leaving, limits, files)
+    for claim in list(leaving):  # the largest may have had nothing of what was wanting
+        rest = [other for other in leaving if other is not claim]
+        if not _lacking(new, others, rest, limits, files):
+            leaving = rest
     return leaving
 
 

@@ -37,7 +37,10 @@ def descriptors_available() -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if most == resource.RLIM_INFINITY:
         return 1 << 31
-    return most - len(os.listdir("/proc/self/fd"))
+    try:
+        return most - len(os.listdir("/proc/self/fd"))
+    except OSError:  # it takes one to look
+        return 0
 
 
 def _groups(proc: Path, cgroups: Path) -> Iterator[Path]:

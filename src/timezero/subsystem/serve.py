@@ -24,7 +24,7 @@ from timezero.config import (
     size,
 )
 from timezero.errors import TimezeroError, UsageError
-from timezero.streams import tell
+from timezero.streams import print_line, tell
 
 _T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -146,7 +146,7 @@ def _serve(config: ServeConfig) -> int:
         for endpoint in subsystem.nbd:
             log(f"serving {', '.join(config.volumes)} on {endpoint}")
         log(f"control socket {subsystem.control}")
-        print("ready", flush=True)
+        print_line("ready")
         _notify("READY=1")
         with _ending() as asked:
             poll = select.poll()  # select() takes no descriptor beyond 1023

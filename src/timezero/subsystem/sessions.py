@@ -85,13 +85,15 @@ class Registry:
 
     def tell_punctures(self) -> None:
         """Log each session that was punctured since the last look."""
+        news = []
         with self._lock:
             told = [group for group in self._groups.values() if group.suspended and not group.punctured]
             for group in told:
                 reports = [report for report in group.reports() if report["state"] == "punctured"]
                 group.punctured = bool(reports)
-                for report in reports:
-                    self._log(f"session {group.name}: volume {report['volume']} punctured ({report['puncture']})")
+                news += [(group.name, report) for report in reports]
+        for name, report in news:  # who reads the log may be slow, and nobody else is to wait for that
+            self._log(f"session {name}: volume {report['volume']} punctured ({report['puncture']})")
 
     def sweep(self) -> bool:
         """Free ended sessions whose disks have answered meanwhile; true when none is left."""
@@ -124,10 +126,13 @@ class Registry:
         group, leaving = self._admit(name, volumes, wish)
         with ExitStack() as undo:
             undo.callback(self._forget, group)
-            for other in leaving:
+            stuck = []
+            for other in leaving:  # all of them: what is marked as leaving has to leave
                 self._log(f"session {other.name}: gives way to session {name} (limits.when_full)")
                 if not other.give_way():
-                    raise RequestError("limit", f"session {other.name} gives way, once its disks answer; try again")
+                    stuck.append(other.name)
+            if stuck:
+                raise RequestError("limit", f"session {stuck[0]} gives way, once its disks answer; try again")
             for volume in volumes:
                 group.parts.append(Part(volume, self._prepare_part(volume, wish, domain=volume in domain)))
             undo.pop_all()
