@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-_FORESEEN = ("timezero: estimate: ", "timezero: warning: ")
+FORESEEN = ("timezero: estimate: ", "timezero: warning: ")
 
 
 def after_the_estimate(err: str) -> str:
-    """What is told of how a job went: all lines but those on what was foreseen before T0."""
-    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(_FORESEEN))
+    """What is told of how a job went: all but what was foreseen before T0, which it begins with."""
+    lines = err.splitlines(keepends=True)
+    for foreseen in FORESEEN:
+        if lines and lines[0].startswith(foreseen):
+            del lines[0]
+    return "".join(lines)

@@ -44,6 +44,7 @@ if [ "${1:-}" = all ]; then
     have_tool mkfs.xfs || need xfsprogs
     have_tool mkfs.btrfs || need btrfs-progs
     have_tool losetup || need mount
+    have_tool qemu-ga || need qemu-guest-agent
     have_file /usr/lib/postgresql/*/bin/postgres || have_tool postgres || need postgresql
 fi
 if [ "${1:-}" = fuzz ]; then

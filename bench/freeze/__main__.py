@@ -134,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(" " * 18 + "".join(f"{title:>{width}}" for title, width in titles.items()) + "  window")
     for kind in options.kind or ["ext4", "xfs"]:
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory)))
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="timezero-bench-", dir=options.directory))
+            )
             with (folder / "image").open("wb") as image:
                 image.truncate(SIZE)
             subprocess.run([f"mkfs.{kind}", "-q", folder / "image"], check=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from proof.nbd import Nbd
+from proof.words import FORESEEN
 from tests.command import COMMAND, environment, timezero
 from tests.faults.conftest import Device, told, until
 from timezero import session
@@ -178,7 +179,7 @@ def test_a_device_that_falls_silent_at_copy(world: World) -> None:
     try:
         assert job.stderr is not None
         began = time.monotonic()
-        while (line := job.stderr.readline()).startswith(("timezero: estimate: ", "timezero: warning: ")):
+        while (line := job.stderr.readline()).startswith(FORESEEN):
             pass
         assert time.monotonic() - began < 30
         told(line, "bad")
