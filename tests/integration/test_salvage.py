@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proof.shim import READ, Shim
 from tests.command import COMMAND, MIB, environment, image, snapshot, succeed, timezero
 from tests.damage import Stored, flip, without
 from tests.file_points import commit_files
@@ -375,3 +377,28 @@ def test_no_way_takes_what_does_not_match(
     assert bad not in outcome.out
     for place in [tmp_path / "srv", target, *tmp_path.glob(".timezero*"), *tmp_path.glob("out/**/*")]:
         assert not place.is_file() or bad not in place.read_bytes()
+
+
+def test_a_manifest_on_a_bad_sector(tmp_path: Path, original: Path, stored: Stored) -> None:
+    """It cannot be read, which is no more than damage: the rest is looked at, and salvaged."""
+    succeed("backup", "--repo", stored.repo, original)
+    shim = Shim(tmp_path / "shim", "job")
+    shim.rule(0, READ, stored.manifest, error=errno.EIO, per_million=1_000_000)
+    outcome = timezero("verify", "--repo", stored.repo, "--json", env=shim.environment)
+    assert outcome.code == 6, outcome.err
+    assert "manifest.json: cannot be read: Input/output error" in str(outcome.document["damage"])
+    assert len(outcome.document["points"]) == outcome.document["datasets"] == 2
+    out = tmp_path / "out"
+    outcome = timezero("restore", "--repo", stored.repo, stored.point.id, out, "--salvage", env=shim.environment)
+    assert outcome.code == 6, outcome.err
+    assert shim.hits(0) >= 2
+    assert (tmp_path / "out.damaged").read_bytes() == original.read_bytes()
+
+
+def test_indexes_of_files_on_a_bad_sector(tmp_path: Path, original: Path) -> None:
+    commit_files(tmp_path / "repo", {"/srv/disk": original})
+    shim = Shim(tmp_path / "shim", "job")
+    (indexes,) = (tmp_path / "repo/recovery-points").glob("*/indexes")
+    shim.rule(0, READ, indexes, error=errno.EIO, per_million=1_000_000)
+    outcome = timezero("restore", "--repo", tmp_path / "repo", "latest", tmp_path / "out", env=shim.environment)
+    assert (outcome.code, "Input/output error" in outcome.err) == (6, True)
