@@ -402,3 +402,10 @@ def test_indexes_of_files_on_a_bad_sector(tmp_path: Path, original: Path) -> Non
     shim.rule(0, READ, indexes, error=errno.EIO, per_million=1_000_000)
     outcome = timezero("restore", "--repo", tmp_path / "repo", "latest", tmp_path / "out", env=shim.environment)
     assert (outcome.code, "Input/output error" in outcome.err) == (6, True)
+
+
+def test_a_damaged_manifest_without_any_packs(tmp_path: Path, stored: Stored) -> None:
+    flip(stored.manifest, 200)
+    shutil.rmtree(stored.repo / "packs")
+    loss = salvaged(stored, tmp_path / "out")["losses"][0]  # type: ignore[index]
+    assert loss["chunks"] == len(stored.stored)
