@@ -409,3 +409,18 @@ def test_a_damaged_manifest_without_any_packs(tmp_path: Path, stored: Stored) ->
     shutil.rmtree(stored.repo / "packs")
     loss = salvaged(stored, tmp_path / "out")["losses"][0]  # type: ignore[index]
     assert loss["chunks"] == len(stored.stored)
+
+
+@pytest.mark.parametrize("way", ["tree", "in place"])
+def test_what_would_be_called_as_another_one_is_refused(tmp_path: Path, way: str) -> None:
+    """Were `a` damaged, it would get the name of the whole `a.damaged`."""
+    place = tmp_path / "srv"
+    place.mkdir()
+    for name in ("a", "a.damaged"):
+        (place / name).write_bytes(os.urandom(MIB))
+    point = commit_files(tmp_path / "repo", {str(path): path for path in (place / "a", place / "a.damaged")})
+    target = "--in-place" if way == "in place" else tmp_path / "tree"
+    words = ["restore", "--repo", tmp_path / "repo", point, target]
+    outcome = timezero(*words, "--force", "--salvage")
+    assert (outcome.code, "would go to one place" in outcome.err) == (2, True), outcome.err
+    assert timezero(*words, "--force").code == 0

@@ -72,6 +72,7 @@ class Plan:
             if record.inode is None:
                 raise UsageError(f"{record.name}: is no file: restore it to a target of its own, not --in-place")
         self._plant("/", self.chosen)
+        self._check_collisions("/")
 
     def to(self, target: str, *, single: bool) -> None:
         """To a target. single: exactly one dataset was named, by its name."""
@@ -141,16 +142,21 @@ class Plan:
                 targets.check_apart(nearest, "the target", _sources(self._repository))
 
     def _check_collisions(self, target: str) -> None:
-        """No two datasets to one place, none to what is a directory for another. Raises UsageError."""
-        taken = {os.path.basename(path): name for name, path in self.images.items()}
-        owners: dict[Parts, str] = {(base,): name for base, name in taken.items()}
-        places = self.files.places if self.files else {}
-        for name, parts in places.items():
-            other = owners.setdefault(parts, name)
-            if other != name:
-                raise UsageError(
-                    f"{target}: {name} and {other} would go to one place: restore them one after the other"
-                )
+        """No two datasets to one place, none to what is a directory for another. Raises UsageError.
+
+        Salvaged, a dataset has a second place: where it goes when it is not whole.
+        """
+        owners: dict[Parts, str] = {}
+        places = dict(self.files.places) if self.files else {}
+        images: dict[str, Parts] = {name: (os.path.basename(path),) for name, path in self.images.items()}
+        suffixes = ("", targets.DAMAGED_SUFFIX) if self.way.salvage else ("",)
+        for name, parts in (images | places).items():
+            for suffix in suffixes:
+                other = owners.setdefault((*parts[:-1], parts[-1] + suffix), name)
+                if other != name:
+                    raise UsageError(
+                        f"{target}: {name} and {other} would go to one place: restore them one after the other"
+                    )
         for name, parts in places.items():
             for depth in range(1, len(parts)):
                 if parts[:depth] in owners:
