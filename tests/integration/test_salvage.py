@@ -411,6 +411,18 @@ def test_a_damaged_manifest_without_any_packs(tmp_path: Path, stored: Stored) ->
     assert loss["chunks"] == len(stored.stored)
 
 
+def test_a_map_is_a_file_of_its_own(tmp_path: Path, stored: Stored) -> None:
+    stored.flip(stored.stored[1])
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "directory").mkdir()
+    before = snapshot(tmp_path)
+    for path in ("out", "out.damaged", "directory/../out", "link", "directory", "repo/map", "repo/repository.json"):
+        words = ["restore", "--repo", stored.repo, "latest", tmp_path / "out", "--salvage", "--force"]
+        outcome = timezero(*words, "--map", tmp_path / path)
+        assert (outcome.code, str(tmp_path / path) in outcome.err) == (2, True), outcome.err
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("way", ["tree", "in place"])
 def test_what_would_be_called_as_another_one_is_refused(tmp_path: Path, way: str) -> None:
     """Were `a` damaged, it would get the name of the whole `a.damaged`."""
