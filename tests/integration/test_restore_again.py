@@ -19,6 +19,7 @@ from tests.file_points import commit_files
 from timezero._native import mover
 from timezero.errors import TimezeroError
 from timezero.jobs.copy import copy
+from timezero.jobs.newfile import NewFile
 from timezero.jobs.restore import restore
 
 SIZE = 48 * MIB + 5000
@@ -337,3 +338,22 @@ def test_a_mover_that_does_not_start_has_changed_nothing(
     os.sync()
     assert set(backing.read_bytes()) == {0xEE}
     assert backing.stat().st_size == (SIZE // 4096 + 1) * 4096
+
+
+def test_an_interrupted_last_step_is_gone_on_with(tmp_path: Path, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has its owner already when it is about to get its name."""
+    file = image(tmp_path / "file", 3 * MIB)
+    os.chown(file, 12345, 54321)
+    commit_files(tmp_path / "files", {"/srv/file": file})
+
+    def interrupt(self: NewFile, **how: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NewFile, "publish", interrupt)
+        restore(str(tmp_path / "files"), "latest", str(tmp_path / "out"), dataset="data:/srv/file", resume=True)
+    assert (tmp_path / ".timezero-out.partial").stat().st_uid == 12345
+    again = restore(str(tmp_path / "files"), "latest", str(tmp_path / "out"), dataset="data:/srv/file", resume=True)
+    assert again.written == 0
+    assert (tmp_path / "out").read_bytes() == file.read_bytes()
+    assert (tmp_path / "out").stat().st_uid == 12345

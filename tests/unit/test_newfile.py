@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from timezero.jobs import newfile
-from timezero.jobs.newfile import NewFile
+from timezero.jobs.newfile import NewFile, PartialFile
+from timezero.repository import names
 
 
 @pytest.fixture
@@ -169,3 +170,23 @@ def test_sweeping_where_locks_are_the_servers(
     kill_one(tmp_path)
     replace(directory, b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"image": b"new"}
+
+
+@pytest.mark.parametrize("owner", [12345, 54321])
+def test_a_partial_file_may_have_its_owner_already(root: None, directory: int, tmp_path: Path, owner: int) -> None:
+    """A kill between giving the owner and naming: the next one goes on. A stranger's is in the way."""
+    partial = tmp_path / names.partial_name("new")
+    partial.write_bytes(b"begun")
+    os.chown(partial, owner, owner)
+    partial.chmod(0o4755)
+    if owner == 54321:
+        with pytest.raises(FileExistsError):
+            PartialFile(directory, "new", 12345)
+        return
+    new = PartialFile(directory, "new", 12345)
+    status = os.fstat(new.fd)
+    assert new.resumed
+    assert (status.st_uid, status.st_mode & 0o7777) == (os.geteuid(), 0o600)
+    new.publish(replace=False)
+    new.close()
+    assert (tmp_path / "new").read_bytes() == b"begun"

@@ -187,12 +187,15 @@ class PartialFile(NewFile):
     """A new file that stays, under a name of its own, when it is not published; the next one goes on with it.
 
     resumed: something was there already. partial: its name until then. Nobody else writes it meanwhile: it is locked.
+    owner: who will own it, which somebody killed before the last step may have seen to already; it is ours again until
+    then. To let that owner have made it gives him nothing: what it becomes is his to change.
     Raises LockedError; FileExistsError when something else has its name.
     """
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, owner: int | None = None) -> None:
         self.partial = names.partial_name(name)
         self.resumed = False
+        self._owner = owner
         super().__init__(directory, name)
 
     def _create(self) -> int:
@@ -201,10 +204,14 @@ class PartialFile(NewFile):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found = os.fstat(fd)
-                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+                expected = (os.geteuid(), self._owner)
+                if not stat.S_ISREG(found.st_mode) or found.st_uid not in expected or found.st_nlink > 1:
                     # With two names it is what somebody has published: to go on would change that.
                     raise FileExistsError(errno.EEXIST, f"{self.partial} is in the way: remove it")
                 if self._is_named(self.partial, found):
+                    if found.st_uid != os.geteuid():
+                        os.fchown(fd, os.geteuid(), os.getegid())
+                        os.fchmod(fd, 0o600)
                     self._temporary = self.partial
                     self.resumed = found.st_size > 0
                     return fd

@@ -184,6 +184,7 @@ class _Restore:
                     delta=way.delta,
                     resume=way.resume,
                     keep=way.salvage,
+                    owner=None if record.inode is None else record.inode.metadata.uid,
                 )
             )
             for record in self._images

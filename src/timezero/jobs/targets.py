@@ -70,9 +70,12 @@ class Target(ABC):
 
 
 class FileTarget(Target):
-    """An image file, new or (with `force`) in the place of another one. resume: one that is gone on with."""
+    """An image file, new or (with `force`) in the place of another one.
 
-    def __init__(self, path: str, size: int, *, force: bool, resume: bool = False) -> None:
+    resume: one that is gone on with; owner: who will own it, when that is not us.
+    """
+
+    def __init__(self, path: str, size: int, *, force: bool, resume: bool = False, owner: int | None = None) -> None:
         self.name = path
         self._size = size
         self._replace = force
@@ -84,7 +87,8 @@ class FileTarget(Target):
         try:
             self._parent = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
-            self._file = (PartialFile if resume else NewFile)(self._parent, os.path.basename(self._path))
+            name = os.path.basename(self._path)
+            self._file = PartialFile(self._parent, name, owner) if resume else NewFile(self._parent, name)
             if force and os.path.exists(self._path):
                 os.fchmod(self._file.fd, stat.S_IMODE(os.stat(self._path).st_mode))
         except OSError as error:
@@ -240,12 +244,20 @@ def check_target(path: str, *, force: bool, salvage: bool = False) -> None:
 
 
 def open_target(
-    path: str, size: int, *, force: bool, delta: bool = False, resume: bool = False, keep: bool = False
+    path: str,
+    size: int,
+    *,
+    force: bool,
+    delta: bool = False,
+    resume: bool = False,
+    keep: bool = False,
+    owner: int | None = None,
 ) -> Target:
     """Open a target for `size` bytes.
 
     delta: write only what differs from what is there. resume: go on with what an earlier attempt left. keep: with
-    `delta`, leave what is there where the source is damaged. Raises TimezeroError, UsageError, LockedError.
+    `delta`, leave what is there where the source is damaged. owner: who a new file will belong to. Raises
+    TimezeroError, UsageError, LockedError.
     """
     check_target(path, force=force)
     if path == STREAM:
@@ -258,4 +270,4 @@ def open_target(
         return in_place.open_device(path, size, force=force, delta=delta or resume, keep=keep and delta)
     if delta and os.path.exists(path):
         return in_place.open_file(path, size, keep=keep)
-    return FileTarget(path, size, force=force, resume=resume)
+    return FileTarget(path, size, force=force, resume=resume, owner=owner)
