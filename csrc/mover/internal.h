@@ -183,6 +183,7 @@ struct tz_transfer {
 
     _Atomic bool granted;  /* the area; never false again */
     _Atomic bool stopping; /* failed or cancelled: no more claims */
+    _Atomic bool touched;  /* its sink was given something: from then on the target may be another */
     _Atomic bool ended;
     _Atomic uint64_t bytes_done, bytes_read, bytes_written;
     _Atomic uint64_t chunks_zero, chunks_by_origin[3], chunks_ahead, tracks_taken;

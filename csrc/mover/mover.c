@@ -229,6 +229,7 @@ void tz_mover_report_get(tz_mover *mover, uint32_t number, tz_transfer_report *o
 
     /* done first: what is read afterwards is then final. */
     report.done = atomic_load(&transfer->ended);
+    report.touched = atomic_load(&transfer->touched);
     pthread_mutex_lock(&transfer->lock);
     report.error = transfer->error;
     report.side = transfer->side;

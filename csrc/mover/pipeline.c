@@ -342,6 +342,7 @@ static void advance(tz_chunk *chunk)
         case TZ_CHUNK_PARKED:
             return;
         case TZ_CHUNK_STORING:
+            atomic_store_explicit(&transfer->touched, true, memory_order_relaxed);
             rc = transfer->sink->ops->store(transfer->sink, chunk);
             if (rc < 0)
                 fail(chunk, rc, TZ_SIDE_SINK, chunk->offset);

@@ -132,7 +132,9 @@ def test_copy(tmp_path: Path, source: Path, shim: Shim, replace: bool) -> None:
             assert "is there" in outcome.err, outcome.err  # it says that the name is there, perhaps not durably
         return outcome
 
-    assert {kind for _, kind in sweep(shim, folder, MAKING, errno.EIO, run)} <= MAY_FAIL
+    well = {kind for _, kind in sweep(shim, folder, MAKING, errno.EIO, run)}
+    # Where what a killed one left cannot be opened, another temporary name is taken.
+    assert well <= MAY_FAIL | ({"open"} if replace else set())
 
 
 def test_restore(tmp_path: Path, source: Path, shim: Shim) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,11 @@ import pytest
 from tests.command import COMMAND, MIB, digest, environment, image, snapshot, succeed, timezero
 from tests.damage import Stored, without
 from tests.file_points import commit_files
+from timezero._native import mover
+from timezero.errors import TimezeroError
+from timezero.jobs.copy import copy
+from timezero.jobs.newfile import NewFile
+from timezero.jobs.restore import restore
 
 SIZE = 48 * MIB + 5000
 
@@ -278,3 +284,76 @@ def test_files_in_trees_are_whole_or_not_there(tmp_path: Path, original: Path) -
         outcome = timezero("restore", "--repo", tmp_path / "files", "latest", tmp_path / "tree", *option)
         assert (outcome.code, "as a whole or not at all" in outcome.err) == (2, True)
     assert not list((tmp_path / "tree").iterdir())
+
+
+def test_a_delta_that_cannot_begin_changes_nothing(tmp_path: Path, stored: Stored) -> None:
+    """Damage in the one chunk that differs: nothing was written, so nothing is blanked, and the length is as it was."""
+    target = tmp_path / "target"
+    succeed("restore", "--repo", stored.repo, "latest", target)
+    change(target, [stored.stored[2] * MIB])
+    os.truncate(target, SIZE + 100)
+    stored.flip(stored.stored[2])
+    before = snapshot(tmp_path)
+    outcome = timezero("restore", "--repo", stored.repo, "latest", target, "--delta", "--force")
+    assert outcome.code == 6
+    assert "mixture" not in outcome.err
+    assert snapshot(tmp_path) == before
+
+
+def test_a_delta_that_meets_damage_says_what_goes_on(tmp_path: Path, original: Path, stored: Stored) -> None:
+    target = tmp_path / "target"
+    succeed("restore", "--repo", stored.repo, "latest", target)
+    change(target, [stored.stored[0] * MIB, stored.stored[-1] * MIB])
+    stored.flip(stored.stored[-1])
+    outcome = timezero("restore", "--repo", stored.repo, "latest", target, "--delta", "--force")
+    assert outcome.code == 6
+    assert "blanked at both ends: --salvage goes on from here" in outcome.err
+    assert target.read_bytes()[:MIB] == bytes(MIB)
+
+
+@pytest.mark.parametrize("job", ["restore", "delta", "copy"])
+def test_a_mover_that_does_not_start_has_changed_nothing(
+    tmp_path: Path,
+    original: Path,
+    stored: Stored,
+    loop: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+) -> None:
+    class Idle(mover.Mover):
+        def start(self) -> None:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    backing = tmp_path / "backing"
+    backing.write_bytes(b"\xee" * (SIZE // 4096 + 1) * 4096)
+    target = str(backing) if job == "delta" else str(loop(backing))
+    monkeypatch.setattr(mover, "Mover", Idle)
+    with pytest.raises(TimezeroError, match="cannot start") as caught:
+        if job == "copy":
+            copy(str(original), target)
+        else:
+            restore(str(stored.repo), "latest", target, delta=job == "delta", force=job == "delta")
+    assert "mixture" not in str(caught.value)
+    monkeypatch.undo()
+    os.sync()
+    assert set(backing.read_bytes()) == {0xEE}
+    assert backing.stat().st_size == (SIZE // 4096 + 1) * 4096
+
+
+def test_an_interrupted_last_step_is_gone_on_with(tmp_path: Path, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has its owner already when it is about to get its name."""
+    file = image(tmp_path / "file", 3 * MIB)
+    os.chown(file, 12345, 54321)
+    commit_files(tmp_path / "files", {"/srv/file": file})
+
+    def interrupt(self: NewFile, **how: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NewFile, "publish", interrupt)
+        restore(str(tmp_path / "files"), "latest", str(tmp_path / "out"), dataset="data:/srv/file", resume=True)
+    assert (tmp_path / ".timezero-out.partial").stat().st_uid == 12345
+    again = restore(str(tmp_path / "files"), "latest", str(tmp_path / "out"), dataset="data:/srv/file", resume=True)
+    assert again.written == 0
+    assert (tmp_path / "out").read_bytes() == file.read_bytes()
+    assert (tmp_path / "out").stat().st_uid == 12345

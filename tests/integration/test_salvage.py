@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proof.shim import READ, Shim
 from tests.command import COMMAND, MIB, environment, image, snapshot, succeed, timezero
 from tests.damage import Stored, flip, without
 from tests.file_points import commit_files
@@ -375,3 +377,62 @@ def test_no_way_takes_what_does_not_match(
     assert bad not in outcome.out
     for place in [tmp_path / "srv", target, *tmp_path.glob(".timezero*"), *tmp_path.glob("out/**/*")]:
         assert not place.is_file() or bad not in place.read_bytes()
+
+
+def test_a_manifest_on_a_bad_sector(tmp_path: Path, original: Path, stored: Stored) -> None:
+    """It cannot be read, which is no more than damage: the rest is looked at, and salvaged."""
+    succeed("backup", "--repo", stored.repo, original)
+    shim = Shim(tmp_path / "shim", "job")
+    shim.rule(0, READ, stored.manifest, error=errno.EIO, per_million=1_000_000)
+    outcome = timezero("verify", "--repo", stored.repo, "--json", env=shim.environment)
+    assert outcome.code == 6, outcome.err
+    assert "manifest.json: cannot be read: Input/output error" in str(outcome.document["damage"])
+    assert len(outcome.document["points"]) == outcome.document["datasets"] == 2
+    out = tmp_path / "out"
+    outcome = timezero("restore", "--repo", stored.repo, stored.point.id, out, "--salvage", env=shim.environment)
+    assert outcome.code == 6, outcome.err
+    assert shim.hits(0) >= 2
+    assert (tmp_path / "out.damaged").read_bytes() == original.read_bytes()
+
+
+def test_indexes_of_files_on_a_bad_sector(tmp_path: Path, original: Path) -> None:
+    commit_files(tmp_path / "repo", {"/srv/disk": original})
+    shim = Shim(tmp_path / "shim", "job")
+    (indexes,) = (tmp_path / "repo/recovery-points").glob("*/indexes")
+    shim.rule(0, READ, indexes, error=errno.EIO, per_million=1_000_000)
+    outcome = timezero("restore", "--repo", tmp_path / "repo", "latest", tmp_path / "out", env=shim.environment)
+    assert (outcome.code, "Input/output error" in outcome.err) == (6, True)
+
+
+def test_a_damaged_manifest_without_any_packs(tmp_path: Path, stored: Stored) -> None:
+    flip(stored.manifest, 200)
+    shutil.rmtree(stored.repo / "packs")
+    loss = salvaged(stored, tmp_path / "out")["losses"][0]  # type: ignore[index]
+    assert loss["chunks"] == len(stored.stored)
+
+
+def test_a_map_is_a_file_of_its_own(tmp_path: Path, stored: Stored) -> None:
+    stored.flip(stored.stored[1])
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "directory").mkdir()
+    before = snapshot(tmp_path)
+    for path in ("out", "out.damaged", "directory/../out", "link", "directory", "repo/map", "repo/repository.json"):
+        words = ["restore", "--repo", stored.repo, "latest", tmp_path / "out", "--salvage", "--force"]
+        outcome = timezero(*words, "--map", tmp_path / path)
+        assert (outcome.code, str(tmp_path / path) in outcome.err) == (2, True), outcome.err
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("way", ["tree", "in place"])
+def test_what_would_be_called_as_another_one_is_refused(tmp_path: Path, way: str) -> None:
+    """Were `a` damaged, it would get the name of the whole `a.damaged`."""
+    place = tmp_path / "srv"
+    place.mkdir()
+    for name in ("a", "a.damaged"):
+        (place / name).write_bytes(os.urandom(MIB))
+    point = commit_files(tmp_path / "repo", {str(path): path for path in (place / "a", place / "a.damaged")})
+    target = "--in-place" if way == "in place" else tmp_path / "tree"
+    words = ["restore", "--repo", tmp_path / "repo", point, target]
+    outcome = timezero(*words, "--force", "--salvage")
+    assert (outcome.code, "would go to one place" in outcome.err) == (2, True), outcome.err
+    assert timezero(*words, "--force").code == 0

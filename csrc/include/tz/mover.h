@@ -175,8 +175,9 @@ enum tz_transfer_side {
 };
 
 typedef struct tz_transfer_report {
-    bool done; /* ended, well or not */
-    int error; /* 0 or -errno */
+    bool done;    /* ended, well or not */
+    bool touched; /* the target may have been written to */
+    int error;    /* 0 or -errno */
     enum tz_transfer_side side;
     uint64_t error_offset;
     uint64_t size, chunks;

@@ -193,6 +193,7 @@ cdef class Mover:
         tz_mover_report_get(self.ptr, number, &r)
         cdef dict fields = r
         fields["done"] = bool(r.done)
+        fields["touched"] = bool(r.touched)
         fields["side"] = _SIDES[r.side]
         return fields
 

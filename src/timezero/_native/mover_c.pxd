@@ -54,6 +54,7 @@ cdef extern from "tz/mover.h" nogil:
         TZ_SIDE_SESSION
     ctypedef struct tz_transfer_report:
         bint done
+        bint touched
         int error
         tz_transfer_side side
         uint64_t error_offset

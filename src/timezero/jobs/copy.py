@@ -94,13 +94,13 @@ def copy(
             job.served.suspend()
         t0_ns = job.served.t0_ns if job.served else time.time_ns()
         with targets.telling_left(image):
-            image.begin()
-            machine.run(job.watch(meter, machine))
-            moving.raise_first(machine.transfers, job.served)
-            meter.finishing()
-            job.end()
-            if target != targets.STREAM:
-                machine.sync(transfer)
+            with machine.writing([image]):
+                machine.run(job.watch(meter, machine))
+                moving.raise_first(machine.transfers, job.served)
+                meter.finishing()
+                job.end()
+                if target != targets.STREAM:
+                    machine.sync(transfer)
             engine = machine.engine
             machine.stop()
             image.publish()

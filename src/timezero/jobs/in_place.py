@@ -1,7 +1,8 @@
 """Targets that are written where they are: block devices, and image files that a delta changes.
 
 Until the job has ended well such a target is a mixture of what was there and what is to be. When the job fails or is
-interrupted, that is said, and the first and last MiB are blanked, so that it does not look like either.
+interrupted, that is said, and the first and last MiB are blanked, so that it does not look like either; unless nothing
+was written: then it is as it was.
 
 Errors: TimezeroError, LockedError.
 """
@@ -47,11 +48,14 @@ class InPlace(Target):
     def begin(self) -> None:
         self._started = True
 
-    def left(self) -> str | None:
+    def spared(self) -> None:
+        self._started = False
+
+    def left(self, again: str) -> str | None:
         if not self._started:
             return None
-        again = "the same command goes on from here" if self._delta else "restore it again before it is used"
-        return f"{self.name} now holds a mixture of old and new data and is blanked at both ends: {again}"
+        then = f"{again} goes on from here" if self._delta else "restore it again before it is used"
+        return f"{self.name} now holds a mixture of old and new data and is blanked at both ends: {then}"
 
     def publish(self, *, damaged: bool = False) -> None:
         try:
@@ -117,12 +121,33 @@ def open_file(path: str, size: int, *, keep: bool = False) -> InPlace:
 
 
 class _ImageInPlace(InPlace):
+    #: Its size, and what that is for now.
+    _sizes: tuple[int, int] | None = None
+
     def sink(self) -> Sink:
         try:
+            size = os.fstat(self._fd).st_size
+            self._sizes = size, -(-size // _ALIGN) * _ALIGN
             align(self._fd)
         except OSError as error:
             raise TimezeroError(f"{self.name}: cannot be written: {error.strerror}") from error
         return super().sink()
+
+    def spared(self) -> None:
+        # One that has all of the data is cut off where that ends.
+        if self._sizes is None or os.fstat(self._fd).st_size in self._sizes:
+            super().spared()
+
+    def publish(self, *, damaged: bool = False) -> None:
+        super().publish(damaged=damaged)
+        self._sizes = None
+
+    def discard(self) -> None:
+        sizes, self._sizes = self._sizes, None
+        if sizes is not None and not self._started and self._fd >= 0:
+            with suppress(OSError):
+                os.ftruncate(self._fd, sizes[0])
+        super().discard()
 
 
 def lock(fd: int, path: str) -> None:

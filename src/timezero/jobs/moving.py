@@ -19,6 +19,7 @@ from timezero.units import parse_latency_target
 if TYPE_CHECKING:
     from timezero._native.mover import Sink, Source
     from timezero.jobs.serving import Served
+    from timezero.jobs.targets import Target
 
 #: Seconds between two looks at the sources and the user: how long a writer that breaks a lease waits at most.
 _TICK_S = 0.1
@@ -174,6 +175,32 @@ class Moving:
             transfer.report = self._mover.report(transfer.number)
         watch(self.bytes_done())
 
+    @contextmanager
+    def writing(self, written: Sequence[Target]) -> Iterator[None]:
+        """In here the targets of the transfers, in their order, are written to.
+
+        When it fails, those that nothing was written to are told so: a mover that cannot start, or a source that is
+        damaged where a delta would have begun, has changed nothing.
+        """
+        for target in written:
+            target.begin()
+        try:
+            yield
+        except BaseException:
+            # Only after its end is it known what a transfer will not have written.
+            self._mover.cancel()
+            if self._mover.wait(self._patience_s):
+                for transfer, target in zip(self.transfers, written, strict=True):
+                    if not self._mover.report(transfer.number)["touched"]:
+                        target.spared()
+            else:
+                self._overdue = _LOOKS
+            raise
+
+    @property
+    def _patience_s(self) -> float:
+        return _STALLED_STOP_S if self._overdue >= _LOOKS else self._deadline_s
+
     def _check_devices(self) -> None:
         seconds, number, side = self._mover.waiting()
         if seconds <= self._deadline_s:
@@ -221,7 +248,7 @@ class Moving:
 
         What a device does not give back within the deadline is left to the end of the process.
         """
-        if self._mover.close(_STALLED_STOP_S if self._overdue >= _LOOKS else self._deadline_s):
+        if self._mover.close(self._patience_s):
             self._space.close()
 
     def __enter__(self) -> Moving:

@@ -31,6 +31,17 @@ _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+def _lock(fd: int) -> bool:
+    """Show that it is a live one's; False when somebody has it. File systems without locks have no sweeping either."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 class NewFile:
     """A file to be `name` in the directory `directory` (a descriptor that its owner keeps open).
 
@@ -45,22 +56,31 @@ class NewFile:
         self.fd = -1
         try:
             self.fd = self._create()
-            with suppress(OSError):  # file systems without locks have no sweeping either
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             self.close()
             raise
 
     def _create(self) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._directory)
+            fd = os.open(".", os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600, dir_fd=self._directory)
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
                 raise
-        return self._under_temporary_name(
-            lambda name: os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._directory)
-        )
+            return self._under_temporary_name(self._create_named)
+        _lock(fd)
+        return fd
+
+    def _create_named(self, name: str) -> int:
+        """With a name. Until it is locked it looks like a dead one's: FileExistsError when somebody sweeps it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=self._directory)
+        try:
+            if not _lock(fd) or not self._is_named(name, os.fstat(fd)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _under_temporary_name(self, make: Callable[[str], _T]) -> _T:
         # Known before it is there: an interrupt that comes at once must not leave it behind.
@@ -75,20 +95,33 @@ class NewFile:
         """A temporary name: this file's own, swept, unless somebody writes it now."""
         name = f"{names.TEMPORARY_PREFIX}{zlib.crc32(os.fsencode(self.name)):08x}.tmp"
         try:
-            left = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
+            # For writing: a lock that keeps everybody else away takes that where locks are the server's (NFS).
+            left = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
         except FileNotFoundError:
             return name
         except OSError:
             return names.temporary_name()
         try:
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(left), os.stat(name, dir_fd=self._directory, follow_symlinks=False)):
+            if self._is_named(name, os.fstat(left)):
                 os.unlink(name, dir_fd=self._directory)
             return name
         except OSError:  # locked: a live one's
             return names.temporary_name()
         finally:
             os.close(left)
+
+    def _is_named(self, name: str, found: os.stat_result) -> bool:
+        try:
+            named = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, found)
+
+    def _check_named(self, name: str) -> None:
+        """Whatever has its temporary name is what gets the other one: is that still this file? Else ENOENT."""
+        if not self._is_named(name, os.fstat(self.fd)):
+            raise FileNotFoundError(errno.ENOENT, "somebody removed it while it was written", name)
 
     @property
     def unnamed(self) -> bool:
@@ -106,6 +139,7 @@ class NewFile:
         temporary = self._temporary
         assert temporary is not None
         crash_point("target.linked")
+        self._check_named(temporary)
         os.rename(temporary, self.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._temporary = None
 
@@ -123,6 +157,7 @@ class NewFile:
         if self._temporary is None:
             self._link(name)
             return
+        self._check_named(self._temporary)
         try:
             os.link(self._temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError as error:
@@ -137,24 +172,30 @@ class NewFile:
     def close(self) -> None:
         """Let go of it; without a name nothing of it stays. Safe to repeat."""
         temporary, self._temporary = self._temporary, None
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=self._directory)
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        try:
+            # Without a descriptor it was interrupted while it was made.
+            if temporary is not None and (fd < 0 or self._is_named(temporary, os.fstat(fd))):
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=self._directory)
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
 
 class PartialFile(NewFile):
     """A new file that stays, under a name of its own, when it is not published; the next one goes on with it.
 
     resumed: something was there already. partial: its name until then. Nobody else writes it meanwhile: it is locked.
+    owner: who will own it, which somebody killed before the last step may have seen to already; it is ours again until
+    then. To let that owner have made it gives him nothing: what it becomes is his to change.
     Raises LockedError; FileExistsError when something else has its name.
     """
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, owner: int | None = None) -> None:
         self.partial = names.partial_name(name)
         self.resumed = False
+        self._owner = owner
         super().__init__(directory, name)
 
     def _create(self) -> int:
@@ -163,10 +204,14 @@ class PartialFile(NewFile):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found = os.fstat(fd)
-                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+                expected = (os.geteuid(), self._owner)
+                if not stat.S_ISREG(found.st_mode) or found.st_uid not in expected or found.st_nlink > 1:
                     # With two names it is what somebody has published: to go on would change that.
                     raise FileExistsError(errno.EEXIST, f"{self.partial} is in the way: remove it")
-                if self._is_named(found):
+                if self._is_named(self.partial, found):
+                    if found.st_uid != os.geteuid():
+                        os.fchown(fd, os.geteuid(), os.getegid())
+                        os.fchmod(fd, 0o600)
                     self._temporary = self.partial
                     self.resumed = found.st_size > 0
                     return fd
@@ -181,13 +226,6 @@ class PartialFile(NewFile):
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         return os.open(self.partial, flags, 0o600, dir_fd=self._directory)
-
-    def _is_named(self, found: os.stat_result) -> bool:
-        try:
-            named = os.stat(self.partial, dir_fd=self._directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(named, found)
 
     @property
     def stays(self) -> bool:

@@ -184,6 +184,7 @@ class _Restore:
                     delta=way.delta,
                     resume=way.resume,
                     keep=way.salvage,
+                    owner=None if record.inode is None else record.inode.metadata.uid,
                 )
             )
             for record in self._images
@@ -295,13 +296,12 @@ class _Restore:
                 target = self._targets[record.name]
                 source = index_source(record, self._indexes[record.name], self._packs, salvage=self._plan.way.salvage)
                 machine.add(record.name, source, target.sink(), target=target.name)
-            for record in group:
-                self._targets[record.name].begin()
-            machine.run(lambda done: self._meter.update(before + done))
-            moving.raise_first(machine.transfers)
-            for transfer in machine.transfers:
-                if not isinstance(self._targets[transfer.source], targets.StreamTarget):
-                    machine.sync(transfer)
+            with machine.writing([self._targets[record.name] for record in group]):
+                machine.run(lambda done: self._meter.update(before + done))
+                moving.raise_first(machine.transfers)
+                for transfer in machine.transfers:
+                    if not isinstance(self._targets[transfer.source], targets.StreamTarget):
+                        machine.sync(transfer)
             reports = [transfer.report for transfer in machine.transfers]
             for record, transfer in zip(group, machine.transfers, strict=True):
                 self._settle(record, transfer, machine.outcomes(transfer))

@@ -6,6 +6,7 @@ Errors: UsageError, TimezeroError.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -41,6 +42,8 @@ class Way(NamedTuple):
             return
         if not self.salvage:
             raise UsageError(f"{self.map_file}: a map tells of damage: it goes with --salvage")
+        if os.path.lexists(self.map_file) and not stat.S_ISREG(os.lstat(self.map_file).st_mode):
+            raise UsageError(f"{self.map_file}: is there, and is no file: name another one for the map")
         if os.path.lexists(self.map_file) and not self.force:
             raise TimezeroError(f"{self.map_file}: exists already: replace it with --force, or name another one")
 
@@ -60,11 +63,16 @@ class Plan:
         self.files: Files | None = None
 
     def check(self) -> None:
-        """After the targets are chosen: is there one image to tell of in a map? Raises UsageError."""
-        if self.way.map_file is not None and len(self.images) != 1:
-            raise UsageError(
-                f"{self.way.map_file}: a map is of one dataset, and these are {len(self.images)}: name one"
-            )
+        """After the targets are chosen: is there one image to tell of in a map, elsewhere? Raises UsageError."""
+        path = self.way.map_file
+        if path is None:
+            return
+        if len(self.images) != 1:
+            raise UsageError(f"{path}: a map is of one dataset, and these are {len(self.images)}: name one")
+        _check_outside(self._repository, path, "map")
+        (image,) = self.images.values()
+        if os.path.realpath(path) in {os.path.realpath(image), os.path.realpath(image + targets.DAMAGED_SUFFIX)}:
+            raise UsageError(f"{path}: is where the image goes: name another file for the map")
 
     def in_place(self) -> None:
         """Files to where they came from. Raises UsageError for volumes."""
@@ -72,6 +80,7 @@ class Plan:
             if record.inode is None:
                 raise UsageError(f"{record.name}: is no file: restore it to a target of its own, not --in-place")
         self._plant("/", self.chosen)
+        self._check_collisions("/")
 
     def to(self, target: str, *, single: bool) -> None:
         """To a target. single: exactly one dataset was named, by its name."""
@@ -141,16 +150,21 @@ class Plan:
                 targets.check_apart(nearest, "the target", _sources(self._repository))
 
     def _check_collisions(self, target: str) -> None:
-        """No two datasets to one place, none to what is a directory for another. Raises UsageError."""
-        taken = {os.path.basename(path): name for name, path in self.images.items()}
-        owners: dict[Parts, str] = {(base,): name for base, name in taken.items()}
-        places = self.files.places if self.files else {}
-        for name, parts in places.items():
-            other = owners.setdefault(parts, name)
-            if other != name:
-                raise UsageError(
-                    f"{target}: {name} and {other} would go to one place: restore them one after the other"
-                )
+        """No two datasets to one place, none to what is a directory for another. Raises UsageError.
+
+        Salvaged, a dataset has a second place: where it goes when it is not whole.
+        """
+        owners: dict[Parts, str] = {}
+        places = dict(self.files.places) if self.files else {}
+        images: dict[str, Parts] = {name: (os.path.basename(path),) for name, path in self.images.items()}
+        suffixes = ("", targets.DAMAGED_SUFFIX) if self.way.salvage else ("",)
+        for name, parts in (images | places).items():
+            for suffix in suffixes:
+                other = owners.setdefault((*parts[:-1], parts[-1] + suffix), name)
+                if other != name:
+                    raise UsageError(
+                        f"{target}: {name} and {other} would go to one place: restore them one after the other"
+                    )
         for name, parts in places.items():
             for depth in range(1, len(parts)):
                 if parts[:depth] in owners:
@@ -180,10 +194,10 @@ def _remove_if_empty(directory: str) -> None:
         os.rmdir(directory)
 
 
-def _check_outside(repository: str, path: str) -> None:
+def _check_outside(repository: str, path: str, what: str = "target") -> None:
     root = os.path.realpath(repository)
     if path != targets.STREAM and os.path.commonpath([root, os.path.realpath(path)]) == root:
-        raise UsageError(f"{path}: the target lies in the repository: choose another place")
+        raise UsageError(f"{path}: the {what} lies in the repository: choose another place")
 
 
 def _sources(repository: str) -> list[tuple[str, str, Identity]]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from timezero._crash import crash_point
 from timezero._linux.stack import Identity, identity_of, standing_on
-from timezero.errors import LockedError, TimezeroError, UsageError
+from timezero.errors import LockedError, TimezeroError, UsageError, VerificationError
 from timezero.jobs.newfile import NewFile, PartialFile
 from timezero.repository import durable
 
@@ -31,27 +32,34 @@ STREAM = "-"
 DAMAGED_SUFFIX = ".damaged"
 
 
-class Target:
+class Target(ABC):
     """An image being written. A context manager: leaving it before `publish` discards it."""
 
     #: What it is called in errors and reports.
     name: str
 
+    @abstractmethod
     def sink(self) -> Sink:
         """The mover's sink for it."""
-        raise NotImplementedError
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 (most have nothing to do)
         """From here on it is written to."""
 
-    def left(self) -> str | None:
-        """What is left here, in words, of a job that does not come to its end; None: nothing that was not before."""
+    def spared(self) -> None:  # noqa: B027
+        """It is not: nothing of it was written."""
+
+    def left(self, again: str) -> str | None:
+        """What is left here, in words, of a job that does not come to its end; None: nothing that was not before.
+
+        again: what would go on with it.
+        """
         return None
 
+    @abstractmethod
     def publish(self, *, damaged: bool = False) -> None:
         """The image is durable, and whole unless it is `damaged`: let it be seen. `name` is then what it is called."""
 
-    def discard(self) -> None:
+    def discard(self) -> None:  # noqa: B027
         """Nothing may look whole. Safe to repeat, and after publish it does nothing."""
 
     def __enter__(self) -> Target:
@@ -62,9 +70,12 @@ class Target:
 
 
 class FileTarget(Target):
-    """An image file, new or (with `force`) in the place of another one. resume: one that is gone on with."""
+    """An image file, new or (with `force`) in the place of another one.
 
-    def __init__(self, path: str, size: int, *, force: bool, resume: bool = False) -> None:
+    resume: one that is gone on with; owner: who will own it, when that is not us.
+    """
+
+    def __init__(self, path: str, size: int, *, force: bool, resume: bool = False, owner: int | None = None) -> None:
         self.name = path
         self._size = size
         self._replace = force
@@ -76,7 +87,8 @@ class FileTarget(Target):
         try:
             self._parent = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             # A volume's content is for its owner, whatever the umask says; a file that is replaced keeps its mode.
-            self._file = (PartialFile if resume else NewFile)(self._parent, os.path.basename(self._path))
+            name = os.path.basename(self._path)
+            self._file = PartialFile(self._parent, name, owner) if resume else NewFile(self._parent, name)
             if force and os.path.exists(self._path):
                 os.fchmod(self._file.fd, stat.S_IMODE(os.stat(self._path).st_mode))
         except OSError as error:
@@ -102,11 +114,11 @@ class FileTarget(Target):
             return Sink.delta(self.fd, self._size)
         return Sink.image(self.fd, self._size, fresh=True)
 
-    def left(self) -> str | None:
+    def left(self, again: str) -> str | None:
         if not isinstance(self._file, PartialFile) or not self._file.stays:
             return None
         partial = os.path.join(self._directory, self._file.partial)
-        return f"{partial} keeps what is there of it: the same command goes on from there"
+        return f"{partial} keeps what is there of it: {again} goes on from there"
 
     def publish(self, *, damaged: bool = False) -> None:
         try:
@@ -155,6 +167,9 @@ class StreamTarget(Target):
 
         return Sink.stream(1)
 
+    def publish(self, *, damaged: bool = False) -> None:
+        """Whoever reads it has had it already."""
+
 
 @contextmanager
 def telling_left(*written: Target) -> Iterator[None]:
@@ -162,7 +177,9 @@ def telling_left(*written: Target) -> Iterator[None]:
     try:
         yield
     except (TimezeroError, KeyboardInterrupt) as stop:
-        left = [text for target in written if (text := target.left()) is not None]
+        # What is damaged stays so.
+        again = "--salvage" if isinstance(stop, VerificationError) else "the same command"
+        left = [text for target in written if (text := target.left(again)) is not None]
         if left:
             more = [f"and {len(left) - 1} more likewise"] if len(left) > 1 else []
             stop.args = ("; ".join([str(stop) or "interrupted", left[0], *more]),)
@@ -227,12 +244,20 @@ def check_target(path: str, *, force: bool, salvage: bool = False) -> None:
 
 
 def open_target(
-    path: str, size: int, *, force: bool, delta: bool = False, resume: bool = False, keep: bool = False
+    path: str,
+    size: int,
+    *,
+    force: bool,
+    delta: bool = False,
+    resume: bool = False,
+    keep: bool = False,
+    owner: int | None = None,
 ) -> Target:
     """Open a target for `size` bytes.
 
     delta: write only what differs from what is there. resume: go on with what an earlier attempt left. keep: with
-    `delta`, leave what is there where the source is damaged. Raises TimezeroError, UsageError, LockedError.
+    `delta`, leave what is there where the source is damaged. owner: who a new file will belong to. Raises
+    TimezeroError, UsageError, LockedError.
     """
     check_target(path, force=force)
     if path == STREAM:
@@ -245,4 +270,4 @@ def open_target(
         return in_place.open_device(path, size, force=force, delta=delta or resume, keep=keep and delta)
     if delta and os.path.exists(path):
         return in_place.open_file(path, size, keep=keep)
-    return FileTarget(path, size, force=force, resume=resume)
+    return FileTarget(path, size, force=force, resume=resume, owner=owner)

@@ -3,11 +3,12 @@
 A document is a JSON object whose last member is "digest": SHA-256 over the bytes of the file before that member's line.
 So every byte of the file counts, and `head -n -2 FILE | sha256sum` checks one without timezero.
 
-Errors: VerificationError, which says what is wrong with which file.
+Errors: VerificationError, which says what is wrong with which file; TimezeroError when it cannot be opened.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ _TRAILER = re.compile(rb' "digest": "sha256:([0-9a-f]{64})"\n}\n')
 _TRAILER_BYTES = len(b' "digest": "sha256:"\n}\n') + 64
 #: A manifest has less than a KiB a dataset: room for some two hundred thousand.
 DOCUMENT_MAX_BYTES = 128 << 20
+#: What a bad sector, or metadata of a file system that does not match its checksum, comes to.
+LOST = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
 
 
 def render(fields: Mapping[str, Any]) -> bytes:
@@ -68,7 +71,7 @@ def read_limited(path: str, limit: int, most: int | None = None) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     with open(fd, "rb") as file:
         size = os.fstat(fd).st_size
         if size > limit:
@@ -76,7 +79,13 @@ def read_limited(path: str, limit: int, most: int | None = None) -> bytes:
         try:
             return file.read(limit + 1 if most is None else most)
         except OSError as error:
-            raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> TimezeroError:
+    """Why a file cannot be read: VerificationError when its disk or file system has lost it."""
+    kind = VerificationError if error.errno in LOST else TimezeroError
+    return kind(f"{path}: cannot be read: {error.strerror}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

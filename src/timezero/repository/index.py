@@ -12,7 +12,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from timezero.errors import TimezeroError, VerificationError
+from timezero.errors import VerificationError
 from timezero.repository import documents
 
 MAGIC = b"TZINDEX\n"
@@ -22,6 +22,8 @@ _HEADER = struct.Struct("<8sIIQQ32x")
 HEADER_BYTES = _HEADER.size
 #: Of an entry: offset and pack lie before it, which are the place.
 _LENGTH = slice(12, 16)
+#: Bytes that are read at once of an index that is damaged, and where that fails: what a bad sector costs at most.
+_BLOCKS, _BLOCK = 1 << 20, 4096
 
 CHUNK_MIN = 4096
 CHUNK_MAX = 16 << 20
@@ -63,7 +65,7 @@ def read(path: str, expected: IndexHeader, expected_digest: str) -> bytes:
     except FileNotFoundError:
         raise VerificationError(f"{path}: the index is missing") from None
     except OSError as error:
-        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        raise documents.unreadable(path, error) from error
     if size != expected.file_bytes:
         raise VerificationError(f"{path}: altered or truncated: {size} bytes instead of {expected.file_bytes}")
     return _checked(documents.read_limited(path, expected.file_bytes), path, expected, expected_digest)
@@ -76,14 +78,14 @@ def read_gathered(path: str, offset: int, expected: IndexHeader, expected_digest
     except FileNotFoundError:
         raise VerificationError(f"{path}: the indexes are missing") from None
     except OSError as error:
-        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        raise documents.unreadable(path, error) from error
     try:
         size = os.fstat(fd).st_size
         if size - offset < expected.file_bytes:  # before memory is asked for
             raise VerificationError(f"{path}: altered or truncated: {size} bytes, and an index at {offset} needs more")
         content = os.pread(fd, expected.file_bytes, offset)
     except OSError as error:
-        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        raise documents.unreadable(path, error) from error
     finally:
         os.close(fd)
     return _checked(content, f"{path}: at byte {offset}", expected, expected_digest)
@@ -106,17 +108,51 @@ def read_header(path: str) -> IndexHeader:
 def read_as_is(path: str, offset: int, expected: IndexHeader) -> bytes:
     """What is left of the entries of a damaged index: as many as there should be, in their places.
 
-    What is not there, and what claims a place in a pack that another entry claims as well (so one of them belongs
-    elsewhere), is zeros, which are no entry. The rest has lost its digest, but not those of its chunks; that a chunk is
-    one of zeros, which lie nowhere, is proved by nothing then. Raises TimezeroError when there is nothing to read.
+    What is not there or cannot be read, and what claims a place in a pack that another entry claims as well (so one of
+    them belongs elsewhere), is zeros, which are no entry. The rest has lost its digest, but not those of its chunks;
+    that a chunk is one of zeros, which lie nowhere, is proved by nothing then. Raises TimezeroError when there is
+    nothing to read.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            file.seek(offset + HEADER_BYTES)
-            entries = file.read(expected.chunks * ENTRY_BYTES)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise TimezeroError(f"{path}: cannot be read: {error.strerror}") from error
+        raise documents.unreadable(path, error) from error
+    try:
+        entries = _read_around(fd, offset + HEADER_BYTES, expected.chunks * ENTRY_BYTES)
+    except OSError as error:
+        raise documents.unreadable(path, error) from error
+    finally:
+        os.close(fd)
     return _without_doubles(entries.ljust(expected.chunks * ENTRY_BYTES, b"\0"))
+
+
+def _read_around(fd: int, offset: int, length: int) -> bytes:
+    """What can be read of a range, with zeros for the blocks that cannot. Raises OSError when none can."""
+    found: list[bytes] = []
+    at, end = offset, offset + length
+    block, lost = _BLOCKS, 0
+    while at < end:
+        wanted = min(end, at // block * block + block) - at
+        try:
+            piece = os.pread(fd, wanted, at)
+        except OSError as error:
+            if error.errno not in documents.LOST:
+                raise
+            if block > _BLOCK:
+                block = _BLOCK
+                continue
+            lost += wanted
+            if lost == length:
+                raise
+            piece = bytes(wanted)
+        else:
+            if not piece:
+                break
+            if (at + len(piece)) % _BLOCKS == 0:
+                block = _BLOCKS
+        found.append(piece)
+        at += len(piece)
+    return b"".join(found)
 
 
 def _without_doubles(entries: bytes) -> bytes:

@@ -59,6 +59,14 @@ def _dataset(directory: str, file: str) -> DatasetRecord:
 
 def _packs(directory: str, point_id: str) -> tuple[PackRecord, ...]:
     """Its packs carry its id, and their numbers are those in its indexes."""
-    found = sorted(name for name in os.listdir(directory) if names.pack_owner(name) == point_id)
-    numbered = [(int(name.removesuffix(".pack").rpartition("-")[2]), name) for name in found]
-    return tuple(PackRecord(number, name, os.stat(os.path.join(directory, name)).st_size) for number, name in numbered)
+    try:
+        there = sorted(os.listdir(directory))
+    except FileNotFoundError:  # all of them are missing, which is told of each chunk
+        there = []
+    found: list[PackRecord] = []
+    for name in there:
+        if names.pack_owner(name) == point_id:
+            with suppress(FileNotFoundError):
+                size = os.stat(os.path.join(directory, name)).st_size
+                found.append(PackRecord(int(name.removesuffix(".pack").rpartition("-")[2]), name, size))
+    return tuple(found)
