@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import queue
 import sys
 import tempfile
 import time
@@ -105,9 +106,7 @@ def main() -> int:
         ]
         for worker in workers:
             worker.start()
-        found = _collect(reports, options.jobs, options.verbose)
-        for worker in workers:
-            worker.join()
+        found = _collect(reports, workers, options.verbose)
         if options.keep and found["WRONG"]:
             print(f"files: {folder}")
     missing = options.runs - sum(found.values())
@@ -116,13 +115,21 @@ def main() -> int:
     return 1 if found["WRONG"] or missing else 0
 
 
-def _collect(reports: multiprocessing.Queue[Report | None], jobs: int, verbose: bool) -> Counter[str]:
+def _collect(
+    reports: multiprocessing.Queue[Report | None], workers: list[multiprocessing.Process], verbose: bool
+) -> Counter[str]:
     found: Counter[str] = Counter()
     by_fault: dict[str, Counter[str]] = {}
-    while jobs:
-        report = reports.get()
+    ended = 0
+    while ended < len(workers):
+        try:
+            report = reports.get(timeout=1)
+        except queue.Empty:  # one that was killed says nothing any more
+            if any(worker.is_alive() for worker in workers):
+                continue
+            break
         if report is None:
-            jobs -= 1
+            ended += 1
             continue
         found[report.outcome] += 1
         names = report.plan.names or ("no fault",)
