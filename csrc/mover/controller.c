@@ -11,6 +11,9 @@
 #define FLOOR_RATE  (8 * TZ_MIB)
 #define PACED       (6 * OCTAVE)
 
+/* While listening: a piece in each tenth of a second, which is as long as one may be kept waiting (pace.c). */
+#define QUIET_RATE (10 * LEAST_PIECE)
+
 /* One request of 256K in flight: p99 of an application with few updates is the same as with 64K, and the copy takes a
  * third of the time (bench/intercept/README.md). */
 #define USUAL_LEVEL (PACED + 2 * OCTAVE)
@@ -18,20 +21,17 @@
 /* Before anything is known: what is nearly always kind. Two windows later something is. */
 #define FIRST_LEVEL PACED
 
-#define IDLE_NS     (500 * MS)
-#define RELISTEN_NS (5000 * MS)
-#define LISTEN_NS   (1000 * MS) /* at most */
+#define IDLE_NS (500 * MS)
 
-/* Readings that are believed about others. At the floor there is time; listening costs speed. */
-#define HEARD_AT_FLOOR  5
-#define HEARD_LISTENING 3
+/* Levels to one of strain; most at once; and most of what it was too steep to go down at once that is remembered. */
+#define GAIN 1.0
+#define MOST (2.0 * OCTAVE)
+#define DEBT 32.0
 
-#define EASE  0.9
-#define UP    1
-#define DOWN  OCTAVE
-#define HEAVY 2.0 /* times the limit: DOWN twice */
+/* A sidefile that fills more than this is in the way of being quiet. */
+#define LISTEN_PRESSURE 0.5
 
-static int clamp(int value, int least, int most)
+static double clamp(double value, double least, double most)
 {
     return value < least ? least : value > most ? most : value;
 }
@@ -61,17 +61,12 @@ static uint64_t rate_of(int level)
 
 void tz_controller_init(tz_controller *c, const tz_controller_config *config, bool idle, uint64_t now_ns)
 {
-    *c = (tz_controller){.config = *config, .others = 1, .look_ns = now_ns, .moved_ns = now_ns};
+    *c = (tz_controller){.config = *config, .look_ns = now_ns, .moved_ns = now_ns};
     c->top = whole(c) + octaves(config->full);
     c->usable = clamp(FIRST_LEVEL, 0, c->top);
     c->resting = idle;
     c->level = idle ? c->top : c->usable;
     c->busy_ns = idle ? now_ns - tz_min_u64(now_ns, IDLE_NS) : now_ns;
-}
-
-static double limit_of(const tz_controller *c)
-{
-    return c->config.factor > 0 ? c->config.factor * c->others : 1;
 }
 
 /* The paced level whose rate is what was really moved since the last judgement. */
@@ -86,109 +81,70 @@ static int given(const tz_controller *c, const tz_sight *sight)
     return level;
 }
 
-/* ---- listening ---- */
-
-static void listen_now(tz_controller *c, uint64_t now)
-{
-    c->listening = true;
-    c->listening_ns = now;
-    c->heard = 0;
-}
-
-/* A reading that is not of our making. */
-static void hear(tz_controller *c, const tz_reading *reading)
-{
-    c->least = c->heard++ == 0 || reading->now < c->least ? reading->now : c->least;
-}
-
-static void conclude(tz_controller *c, uint64_t now)
-{
-    if (c->config.factor > 0 && c->heard > 0)
-        c->others = c->least > 1 ? c->least : 1;
-    c->told_ns = now;
-    c->heard = 0;
-}
-
-static void look_after_listening(tz_controller *c, const tz_sight *sight)
-{
-    const tz_reading *reading = &sight->reading;
-
-    if (sight->pressure > 0) {
-        c->listening = false;
-    } else if (c->listening) {
-        if (reading->fresh)
-            hear(c, reading);
-        /* Learning a reference ends by itself. */
-        if (reading->needs_quiet || (c->heard < HEARD_LISTENING && sight->now_ns - c->listening_ns < LISTEN_NS))
-            return;
-        conclude(c, sight->now_ns);
-        c->listening = false;
-    } else if (reading->needs_quiet || (c->others > 1 && sight->now_ns - c->told_ns >= RELISTEN_NS)) {
-        listen_now(c, sight->now_ns);
-    }
-}
-
-/* The mover is at its floor, and so listens all the time. */
-static void listen_at_floor(tz_controller *c, const tz_sight *sight)
-{
-    hear(c, &sight->reading);
-    if (c->heard >= HEARD_AT_FLOOR)
-        conclude(c, sight->now_ns);
-}
-
-/* ---- the level ---- */
-
 static void judge(tz_controller *c, const tz_sight *sight)
 {
     const tz_reading *reading = &sight->reading;
-    int from = c->level < PACED ? clamp(given(c, sight), 0, c->level) : c->level;
 
-    if (c->level == 0 && sight->pressure <= 0)
-        listen_at_floor(c, sight);
-    else
-        c->heard = 0;
-    if (reading->now > limit_of(c)) {
-        c->level = clamp(from - (reading->now > HEAVY * limit_of(c) ? 2 * DOWN : DOWN), 0, c->top);
-    } else if (reading->standing < EASE * limit_of(c)) {
-        c->level = clamp(c->level + UP, 0, c->top);
+    /* Where it really was. If that is too much, nothing is known of less. */
+    if (reading->now <= 1)
+        c->level = clamp(c->asked, c->level, c->top);
+    if (reading->now > 1 && c->asked <= c->level) {
+        double down = GAIN * (reading->now - 1);
+
+        if (down > MOST) {
+            if (c->level <= PACED)
+                c->level = clamp(given(c, sight), 0, c->level);
+            c->debt = clamp(c->debt + down - MOST, 0, DEBT);
+            down = MOST;
+        }
+        c->level -= down;
+    } else if (reading->now <= 1 && reading->standing < 1) {
+        double up = GAIN * (1 - reading->standing), paid = clamp(up, 0, c->debt);
+
+        c->debt -= paid;
+        c->level += up - paid;
     }
+    c->level = clamp(c->level, 0, c->top);
     c->moved = sight->moved;
     c->moved_ns = sight->now_ns;
 }
 
-static void look_at_active(tz_controller *c, const tz_sight *sight)
+/* Nobody is there: all the faster, the longer. */
+static void rest(tz_controller *c, const tz_sight *sight)
+{
+    uint64_t looks = (sight->now_ns - c->look_ns + TZ_LOOK_NS / 2) / TZ_LOOK_NS;
+
+    c->resting = true;
+    c->listening = false;
+    c->level = clamp(c->level + OCTAVE * (int)tz_min_u64(looks, 64), 0, c->top);
+}
+
+static void yield(tz_controller *c, const tz_sight *sight)
 {
     bool listened = c->listening;
 
     if (c->resting)
         c->level = clamp(c->level, 0, c->usable);
     c->resting = false;
-    c->busy_ns = sight->now_ns;
-    look_after_listening(c, sight);
-    if (!listened && !c->listening && sight->reading.fresh)
+    c->listening = sight->reading.wants_quiet && sight->pressure < LISTEN_PRESSURE;
+    if (listened) {
+        c->moved = sight->moved;
+        c->moved_ns = sight->now_ns;
+    } else if (sight->reading.fresh) {
         judge(c, sight);
-    if (sight->reading.standing == 0) /* nothing is known of it */
-        c->level = clamp(c->level + UP, 0, clamp(USUAL_LEVEL, 0, c->top));
+    } else if (!sight->reading.known) {
+        c->level = clamp(c->level + GAIN / 4, 0, clamp(USUAL_LEVEL, 0, c->top));
+    }
     c->usable = c->level;
-}
-
-static void look_at_idle(tz_controller *c, const tz_sight *sight)
-{
-    uint64_t looks = (sight->now_ns - c->look_ns + TZ_LOOK_NS / 2) / TZ_LOOK_NS;
-
-    c->listening = false;
-    c->resting = sight->now_ns - c->busy_ns >= IDLE_NS;
-    if (c->resting)
-        c->level = clamp(c->level + OCTAVE * (int)tz_min_u64(looks, 64), 0, c->top);
 }
 
 /* ---- what it means ---- */
 
 static tz_press press_of(const tz_controller *c, int level)
 {
-    tz_press press = {.depth = 1, .quiet = level == 0};
+    tz_press press = {.depth = 1, .calm = level == 0 ? TZ_CALM_FLOOR : TZ_CALM_NOT};
 
-    if (level >= c->top) {
+    if (level >= (int)c->top) {
         press.depth = c->config.full;
     } else if (level >= whole(c)) {
         press.depth = UINT32_C(1) << (level - whole(c)) / OCTAVE;
@@ -203,12 +159,15 @@ static tz_press press_of(const tz_controller *c, int level)
 
 tz_press tz_controller_look(tz_controller *c, const tz_sight *sight)
 {
-    int asked = (int)(sight->pressure * c->top);
-
     if (sight->reading.active)
-        look_at_active(c, sight);
+        c->busy_ns = sight->now_ns;
+    if (sight->now_ns - c->busy_ns >= IDLE_NS)
+        rest(c, sight);
     else
-        look_at_idle(c, sight);
+        yield(c, sight);
     c->look_ns = sight->now_ns;
-    return press_of(c, clamp(asked, c->listening ? 0 : c->level, c->top));
+    c->asked = sight->pressure * c->top;
+    if (c->listening)
+        return (tz_press){.depth = 1, .piece = LEAST_PIECE, .rate = QUIET_RATE, .calm = TZ_CALM_QUIET};
+    return press_of(c, (int)clamp(c->asked, c->level, c->top));
 }

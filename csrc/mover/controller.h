@@ -13,23 +13,26 @@
  *   idle      nothing in flight and nothing came for IDLE_NS: one level up at each look, so that from the floor to the
  *             top takes half a second beyond that. What comes meanwhile puts it back at once, to where it was when the
  *             application was there last: within one look, for that needs no statistics.
- *   strained  the latency is above its limit in two windows in a row: one level down, half the pressure; two when it is
- *             above twice the limit. Where the level promises more than the device gives, down from what it gave.
- *   at ease   below nine tenths of the limit: a quarter of a level up. In between it stays.
+ *   active    of the application's requests some are late, and some may be (meter.h); strain is the one over the other.
+ *             Up by a quarter of a level times what strain lacks to 1, down by a quarter times what it is beyond; down by
+ *             two levels at most, and what is beyond that is a debt, paid before it goes up again. Where so much is beyond,
+ *             and the level promises more than the device gives, down from what it gave.
  *
- * Down by halves and up by less: only so do several who share a queue come to rest (AIMD, Chiu and Jain). Not PID: its
- * gains would have to fit a device that nobody knows, whose answer to twice the pressure may be nothing or tenfold. No
- * model of the device either: it drifts by a third within minutes, and is not one device (stacks, caches, arrays).
+ * In proportion to the strain, because that is a mean of counts: where up and down cancel out, exactly as many requests are
+ * late as may be, however few there are in a window, and the target is made use of (stochastic approximation of a
+ * quantile, Robbins and Monro). A controller that compares percentiles of windows with a limit has to be careful with each of
+ * them, and ends up far below the limit. Up slowly and down steeply: only so do several who share a queue come to rest
+ * (AIMD, Chiu and Jain). Not PID: its gains would have to fit a device that nobody knows, whose answer to twice the
+ * pressure may be nothing or tenfold. No model of the device either: it drifts by a third within minutes, and is not one
+ * device (stacks, caches, arrays).
  *
- * Latency that others cause. If it is above the limit though the mover is at its floor, being quieter does not help, and
- * staying there would help nobody and let the sidefile fill. So with a limit relative to what was usual, what the floor
- * shows (the least of several readings, for each is of few samples) counts as usual from then on, and is forgotten again:
- * every RELISTEN_NS the mover is quiet for a moment and looks what the application has without it. That covers an application that has become busier than it was before T0, neighbours
- * on the disk, and reads for before-images. An absolute target is the user's word: with that the floor is where it stays.
+ * Latency that others cause. The meter wants quiet now and then, to hear what is usual without the mover; then it all but
+ * pauses, unless a sidefile fills. An absolute target is the user's word: where nobody can keep it, the floor is where
+ * the mover stays.
  *
  * Few requests: where latencies cannot be judged, the level goes to where one request in flight is of 256K.
  * The floor moves 4 MiB a second to the target. A filling sidefile raises it, from halfway between its marks in proportion
- * up to the top at the high mark, because a punctured session helps nobody.
+ * up to the top at the high mark, because a punctured session helps nobody; what proves to be no strain then, stays.
  *
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
@@ -45,7 +48,6 @@
 typedef struct tz_controller_config {
     uint32_t full;       /* chunks in flight at full speed */
     uint32_t chunk_size; /* bytes */
-    double factor;       /* of what is usual; 0: the target is absolute, and the readings are relative to it */
 } tz_controller_config;
 
 /* What is seen at one look: the worst of all volumes. */
@@ -61,22 +63,19 @@ typedef struct tz_press {
     uint32_t depth; /* chunks in flight, over all workers */
     uint32_t piece; /* most bytes of one request; 0: no limit */
     uint64_t rate;  /* bytes a second, read and written; 0: no limit */
-    bool quiet;     /* nobody is disturbed: the reading of the next look is of the application alone */
+    enum tz_calm calm;
 } tz_press;
 
 typedef struct tz_controller {
     tz_controller_config config;
-    int top, level;   /* in quarters of a power of two */
-    int usable;       /* level for an application that comes back */
-    double others;    /* strain that is not ours, as the floor has shown; at least 1 */
-    uint64_t told_ns; /* when it did */
-    uint32_t heard;   /* readings in a row at the floor, or while listening, */
-    double least;     /* and the least of them */
-    uint64_t busy_ns; /* when a request was last seen */
+    double top, level; /* in quarters of a power of two */
+    double asked;      /* by a filling sidefile */
+    double debt;       /* levels that it was too steep to go down at once: paid before going up */
+    double usable;     /* level for an application that comes back */
+    uint64_t busy_ns;  /* when a request was last seen */
     uint64_t look_ns;
     bool resting; /* idle for long enough */
     bool listening;
-    uint64_t listening_ns;
     uint64_t moved, moved_ns; /* at the last judgement */
 } tz_controller;
 

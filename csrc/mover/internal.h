@@ -214,16 +214,15 @@ typedef struct tz_pace {
     /* Constant once prepared. */
     uint64_t rate; /* bytes a second; 0: no limit */
     bool yields;
-    uint64_t target_ns; /* of the application's latency; 0: `factor` times what is usual */
-    double factor;
-    uint32_t full;  /* chunks in flight over all workers, at full speed */
-    uint32_t gates; /* 0: nobody to yield to */
+    tz_target target; /* of the application's latency */
+    uint32_t full;    /* chunks in flight over all workers, at full speed */
+    uint32_t gates;   /* 0: nobody to yield to */
 
     pthread_mutex_t lock;
     uint64_t next_ns;       /* the bucket of chunks: when what was admitted is paid for */
     uint64_t piece_next_ns; /* the same of pieces */
     uint64_t look_ns;       /* of the last look at the application */
-    bool quiet;             /* since then nobody was disturbed */
+    enum tz_calm calm;      /* since then */
     tz_meter *meters;       /* one a gate */
     tz_controller controller;
 

@@ -5,17 +5,32 @@
 
 #define MS UINT64_C(1000000)
 
-/* A window ends with SAMPLES after SHORT, with what there is after LONG, and is forgotten after LONGEST. Two hundred
- * samples are two beyond the 99th percentile; SHORT twice is less than the 100 ms in which the mover has to give way. */
+/* A window ends with SAMPLES after SHORT, with what there is after LONG, and is forgotten after LONGEST. SHORT twice is
+ * less than the 100 ms in which the mover has to give way. */
 #define SAMPLES 200
 #define SHORT   (40 * MS)
 #define LONG    (500 * MS)
 #define LONGEST (2000 * MS)
 #define LEAST   8
 
-/* A reference is good when it is of so many, or was learnt for so long. */
-#define KNOWN UINT64_C(200)
-#define LEARN (1000 * MS)
+/* What is usual before T0 counts when it is of so many. */
+#define KNOWN 200
+
+/* Listening ends with ten beyond the 99th percentile, or when it has cost enough of the copy's time; where nothing is known,
+ * more may be spent on it. */
+#define HEARD  4000
+#define LISTEN (300 * MS)
+#define LEARN  (1000 * MS)
+
+/* How often. Sooner when being as quiet as can be does not help: then it is others, and staying there helps nobody. */
+#define RELISTEN         (5000 * MS)
+#define RELISTEN_IN_VAIN (1000 * MS)
+
+/* Of what was known, so many requests count beside those that were heard. */
+#define REMEMBERED UINT64_C(4000)
+
+#define MAY_BE_LATE 0.01
+#define HEAVY       50.0 /* strain of one window, at most: one stop of a slow disk is not to count for ever */
 
 /* What was told longer ago tells nothing of now. */
 #define STALE (3000 * MS)
@@ -36,64 +51,92 @@ static void begin_window(tz_gauge *gauge, const tz_load *load, uint64_t now)
     gauge->began_ns = now;
 }
 
-static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_load *load, const tz_load *usual,
-                        uint64_t now)
+/* ---- what is usual ---- */
+
+/* What is heard counts by how much it is, beside what was known before. */
+static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total)
 {
+    double before = gauge->heard_ns ? (double)tz_min_u64(gauge->known, REMEMBERED) : 0, now = (double)total, late;
+
+    gauge->known += total;
+    gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
+    gauge->usual_ns = (gauge->usual_ns * before + (double)tz_load_quantile_of(counts, total, 1 - gauge->share) * now) /
+                      (before + now);
+    late = gauge->usual_ns * target->factor;
+    gauge->late_ns = tz_max_u64((uint64_t)late, tz_max_u64(gauge->least_ns, 1));
+}
+
+static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
+                        const tz_load *usual, uint64_t now)
+{
+    uint64_t counts[TZ_LOAD_BUCKETS], total = 0;
+
     memset(gauge, 0, sizeof(*gauge));
     gauge->measure = measure;
+    gauge->late_ns = target->ns;
+    gauge->share = MAY_BE_LATE;
     begin_window(gauge, load, now);
     for (uint32_t i = 0; i < TZ_LOAD_BUCKETS; i++)
-        gauge->known += gauge->reference[i] = tz_load_get(&usual->histograms[measure].buckets[i]);
-    gauge->learnt = gauge->known >= KNOWN;
-    if (gauge->learnt)
+        total += counts[i] = tz_load_get(&usual->histograms[measure].buckets[i]);
+    if (target->ns || total < KNOWN)
         return;
-    memset(gauge->reference, 0, sizeof(gauge->reference));
-    gauge->known = 0;
+    learn(gauge, target, counts, total);
+    gauge->least_ns = gauge->late_ns;
+    gauge->busy = true; /* and is listened to first of all */
 }
 
-void tz_meter_init(tz_meter *meter, uint64_t target_ns, const tz_load *load, const tz_load *usual, uint64_t now_ns)
+void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load, const tz_load *usual, uint64_t now_ns)
 {
-    meter->target_ns = target_ns;
+    meter->target = *target;
     meter->arrived = tz_load_get(&load->arrived);
-    meter->quiet = false;
-    begin_gauge(&meter->gauges[0], TZ_LOAD_READS, load, usual, now_ns);
-    begin_gauge(&meter->gauges[1], target_ns ? TZ_LOAD_UPDATES : TZ_LOAD_ISSUED, load, usual, now_ns);
+    meter->calm = TZ_CALM_NOT;
+    begin_gauge(&meter->gauges[0], TZ_LOAD_READS, target, load, usual, now_ns);
+    begin_gauge(&meter->gauges[1], target->ns ? TZ_LOAD_UPDATES : TZ_LOAD_ISSUED, target, load, usual, now_ns);
 }
 
-/* ---- a window that has ended ---- */
-
-static void learn(tz_gauge *gauge, const uint64_t *counts, uint64_t total)
+static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t now)
 {
-    if (gauge->known == 0)
-        gauge->learning_ns = gauge->began_ns;
-    for (uint32_t i = 0; i < TZ_LOAD_BUCKETS; i++)
-        gauge->reference[i] += counts[i];
-    gauge->known += total;
-    gauge->learnt = gauge->known >= KNOWN;
-}
+    bool in_vain = meter->calm != TZ_CALM_NOT && gauge->told_ns && gauge->strain > 1;
 
-static double strain_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total, uint64_t target_ns)
-{
-    double q = total < 100 ? 1.0 - 1.0 / (double)total : 0.99;
-    uint64_t found = tz_load_quantile_of(counts, total, q);
-
-    if (target_ns)
-        return (double)found / (double)target_ns;
-    return (double)found / (double)tz_max_u64(tz_load_quantile_of(gauge->reference, gauge->known, q), 1);
-}
-
-/* True when the gauge has something to tell. */
-static bool judge(tz_gauge *gauge, const uint64_t *counts, uint64_t total, uint64_t target_ns, uint64_t now)
-{
-    double strain = strain_of(gauge, counts, total, target_ns), before = gauge->before;
-
-    gauge->before = strain;
-    if (before == 0) /* half a pair */
+    if (meter->target.ns || !gauge->busy)
         return false;
-    gauge->least = before < strain ? before : strain;
-    gauge->most = before < strain ? strain : before;
+    return !gauge->heard_ns || now - gauge->heard_ns >= (in_vain ? RELISTEN_IN_VAIN : RELISTEN);
+}
+
+/* A window of a quiet time. */
+static void listen_to(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now)
+{
+    uint64_t counts[TZ_LOAD_BUCKETS], total = requests_in(counts, gauge, load), age = now - gauge->began_ns;
+
+    if (total < HEARD && age < (gauge->known ? LISTEN : LEARN))
+        return;
+    gauge->busy = total >= LEAST;
+    if (gauge->busy)
+        learn(gauge, &meter->target, counts, total);
+    gauge->heard_ns = now;
+    begin_window(gauge, load, now);
+}
+
+/* ---- strain ---- */
+
+/* How many took longer; those of its bucket in proportion. */
+static double later_than(const uint64_t *counts, uint64_t ns)
+{
+    uint32_t bucket = tz_load_bucket(ns);
+    uint64_t from = tz_load_bucket_from(bucket), to = tz_load_bucket_from(bucket + 1);
+    double late = (double)counts[bucket] * (double)(to - tz_min_u64(ns, to)) / (double)(to - from);
+
+    for (uint32_t i = bucket + 1; i < TZ_LOAD_BUCKETS; i++)
+        late += (double)counts[i];
+    return late;
+}
+
+static void judge(tz_gauge *gauge, const uint64_t *counts, uint64_t total, uint64_t now)
+{
+    double strain = later_than(counts, gauge->late_ns) / ((double)total * gauge->share);
+
+    gauge->strain = strain < HEAVY ? strain : HEAVY;
     gauge->told_ns = now;
-    return true;
 }
 
 static bool has_ended(const tz_gauge *gauge, uint64_t total, uint64_t now)
@@ -103,56 +146,55 @@ static bool has_ended(const tz_gauge *gauge, uint64_t total, uint64_t now)
     return (total >= SAMPLES && age >= SHORT) || (total >= LEAST && age >= LONG) || age >= LONGEST;
 }
 
-static void look_at(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now, tz_reading *reading)
+/* True when the gauge has something new to tell. */
+static bool look_at(const tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now)
 {
     uint64_t counts[TZ_LOAD_BUCKETS], total = requests_in(counts, gauge, load);
 
     if (!has_ended(gauge, total, now))
-        return;
-    if (total < LEAST) {
-        gauge->before = 0;
-        gauge->lacks = false;
-    } else if (meter->target_ns || gauge->learnt) {
-        if (judge(gauge, counts, total, meter->target_ns, now)) {
-            reading->now = reading->fresh && reading->now > gauge->least ? reading->now : gauge->least;
-            reading->fresh = true;
-        }
-    } else if (meter->quiet) {
-        learn(gauge, counts, total);
-    } else {
-        gauge->lacks = true;
-    }
+        return false;
+    gauge->busy = total >= LEAST;
+    if (gauge->busy && gauge->late_ns && (meter->target.ns || gauge->heard_ns))
+        judge(gauge, counts, total, now);
+    else
+        gauge->told_ns = 0;
     begin_window(gauge, load, now);
+    return gauge->told_ns != 0;
 }
 
-static void begin_quiet(tz_meter *meter, const tz_load *load, uint64_t now)
+static void tell(const tz_gauge *gauge, bool fresh, tz_reading *reading)
 {
-    for (uint32_t i = 0; i < TZ_METER_GAUGES; i++) {
-        begin_window(&meter->gauges[i], load, now);
-        meter->gauges[i].before = 0;
+    if (fresh) {
+        reading->now = gauge->strain > reading->now ? gauge->strain : reading->now;
+        reading->fresh = true;
     }
+    reading->known = true;
+    reading->standing = gauge->strain > reading->standing ? gauge->strain : reading->standing;
 }
 
-tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, bool quiet, uint64_t now_ns)
+tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm, uint64_t now_ns)
 {
     uint64_t arrived = tz_load_get(&load->arrived);
     tz_reading reading = {.active = arrived != meter->arrived};
+    bool quiet = calm == TZ_CALM_QUIET, begins = quiet && meter->calm != calm;
 
     reading.active |= atomic_load_explicit(&load->reads_in_flight, memory_order_relaxed) != 0;
     reading.active |= atomic_load_explicit(&load->updates_in_flight, memory_order_relaxed) != 0;
     meter->arrived = arrived;
-    if (quiet && !meter->quiet)
-        begin_quiet(meter, load, now_ns);
-    meter->quiet = quiet;
+    meter->calm = calm;
     for (uint32_t i = 0; i < TZ_METER_GAUGES; i++) {
         tz_gauge *gauge = &meter->gauges[i];
+        bool fresh = false;
 
-        look_at(meter, gauge, load, now_ns, &reading);
-        gauge->learnt |= gauge->known > 0 && now_ns - gauge->learning_ns >= LEARN;
-        gauge->lacks &= !gauge->learnt;
-        reading.needs_quiet |= gauge->lacks;
-        if (gauge->most > reading.standing && now_ns - gauge->told_ns < STALE)
-            reading.standing = gauge->most;
+        if (begins)
+            begin_window(gauge, load, now_ns);
+        else if (quiet && wants_quiet(meter, gauge, now_ns))
+            listen_to(meter, gauge, load, now_ns);
+        else
+            fresh = look_at(meter, gauge, load, now_ns);
+        if (gauge->told_ns && now_ns - gauge->told_ns < STALE)
+            tell(gauge, fresh, &reading);
+        reading.wants_quiet |= wants_quiet(meter, gauge, now_ns);
     }
     return reading;
 }

@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How strained the application is on one volume: latencies of a window of time over what they should be.
+ * How strained the application is on one volume: of its requests, the share that is late, over the share that may be.
  *
- *   strain = latency of the window / (what was usual before T0, at the same quantile | an absolute target)
+ *   late      longer than an absolute target, or than a factor of what is usual at the 99th percentile
+ *   may be    one in a hundred, for that is what a 99th percentile means (one of all there are, where what is usual is
+ *             known of fewer than a hundred)
+ *   strain    1: the target is just kept
  *
- * taken of each measure (tz/load.h) by itself, in windows of its own, and the worst of them told. What it is careful about:
+ * taken of each measure (tz/load.h) by itself, in windows of its own, and the worst of them told. Counted, and not the
+ * percentile of a window over that of another: those are of a few samples beyond the 99th, so that they stray by a fifth to
+ * both sides, and whoever acts on them keeps much farther from the target than told. A count strays as much, but its
+ * mean is exact, and so is the mean of what is done in proportion to it. It also takes stops of the whole machine (40 to
+ * 460 ms, now and then) for what they are: a few late requests, those that were in flight.
  *
- *   few samples     a window lasts until it has SAMPLES, and tells of fewer only after a while, and of less than 8 never.
- *                   Its quantile is the 99th percentile, or, of n < 100 samples, the one that leaves the worst of them
- *                   out; and it is compared with the same quantile of the reference, never with its p99.
- *   stops           machines stop for 40 to 460 ms now and then, and all requests in flight then end in one window. So too
- *                   much is what two windows in a row say: `now` is the lesser of the two. And well is what both say, or
- *                   noise alone would lead upwards: `standing` is the greater.
- *   no reference    a volume on which little happened before T0 has none. Then what is measured while the mover is quiet
- *                   becomes the reference; until there is one, the meter says that it needs quiet.
- *   held updates    relative to what was usual, updates are measured from their issue: being held for a before-image is
- *                   the price of T0 and not of copying, and copying slower makes it last longer. An absolute target is
- *                   about what the application waits, whatever for.
+ * What is usual. Before T0 it is what the gate saw then. From T0 on updates are intercepted, and the reads for their
+ * before-images are in the disk's queue: the price of T0 and not of copying, which slower copying makes last longer.
+ * Neighbours come and go, and applications get busier. So every RELISTEN_NS the meter wants quiet, and what it hears then
+ * counts by how many requests that was. Never less than before T0, which the user was content with.
+ *
+ * Held updates. Relative to what is usual, updates are measured from their issue; being held for a before-image is no
+ * matter of copying either. An absolute target is about what the application waits, whatever for, and is the user's word:
+ * with that nothing is listened to.
  *
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
@@ -27,38 +31,54 @@
 
 #define TZ_METER_GAUGES 2 /* reads, updates */
 
+/* What the mover has done since the last look. */
+enum tz_calm {
+    TZ_CALM_NOT = 0,
+    TZ_CALM_FLOOR, /* as little as it may: if that is too much, it is others */
+    TZ_CALM_QUIET, /* next to nothing, so that what is heard is the application alone */
+};
+
+typedef struct tz_target {
+    uint64_t ns;   /* 0: relative to what is usual */
+    double factor; /* of that */
+} tz_target;
+
 /* One measure. */
 typedef struct tz_gauge {
     enum tz_load_measure measure;
     uint64_t seen[TZ_LOAD_BUCKETS]; /* counts at the window's beginning */
     uint64_t began_ns;
-    uint64_t reference[TZ_LOAD_BUCKETS], known; /* what is usual, and of how many */
-    uint64_t learning_ns;                       /* since when it is being learnt */
-    bool learnt;                                /* the reference may be used */
-    bool lacks;                                 /* there was a window, and nothing to compare it with */
-    double before, least, most;                 /* strain of the last window; of the last two; 0: none */
-    uint64_t told_ns;                           /* when the two were */
+    double usual_ns;            /* latency that all but `share` are within */
+    uint64_t known;             /* requests that it is of; 0: nothing is */
+    uint64_t heard_ns;          /* when it was last listened to; 0: not yet */
+    uint64_t late_ns, least_ns; /* from where a request is late; what that was before T0. 0: not known */
+    double share;               /* that may be late */
+    double strain;              /* of the last window */
+    uint64_t told_ns;           /* when there last was one; 0: none that can be judged */
+    bool busy;                  /* the last window had enough to listen to */
 } tz_gauge;
 
 typedef struct tz_meter {
     tz_gauge gauges[TZ_METER_GAUGES];
-    uint64_t target_ns; /* 0: relative to what is usual */
-    uint64_t arrived;   /* requests, at the last look */
-    bool quiet;
+    tz_target target;
+    uint64_t arrived; /* requests, at the last look */
+    enum tz_calm calm;
 } tz_meter;
 
 typedef struct tz_reading {
     bool active;      /* a request is in flight, or came since the last look */
     bool fresh;       /* a window has ended at this look, and `now` is the worst of those that did */
-    bool needs_quiet; /* there are windows that nothing can be compared with */
+    bool known;       /* `standing` says something */
+    bool wants_quiet; /* to hear what is usual */
     double now;
-    double standing; /* the worst that is latest of all measures; 0: nothing is known */
+    double standing; /* the worst that is latest of all measures */
 } tz_reading;
 
-/* `usual`, of before T0, is the reference where it says enough. Windows begin now. */
-void tz_meter_init(tz_meter *meter, uint64_t target_ns, const tz_load *load, const tz_load *usual, uint64_t now_ns);
+/* `usual`, of before T0, counts where it says enough. Windows begin now. */
+void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load, const tz_load *usual,
+                   uint64_t now_ns);
 
-/* quiet: the mover has not disturbed anybody since the last look. Windows begin anew when that begins. */
-tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, bool quiet, uint64_t now_ns);
+/* Windows begin anew when quiet begins. */
+tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm, uint64_t now_ns);
 
 #endif

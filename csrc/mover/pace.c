@@ -32,13 +32,13 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
     pace->rate = config->rate;
     pace->next_ns = pace->piece_next_ns = 0;
     pace->yields = config->opportunistic;
-    pace->target_ns = config->latency_ns;
-    pace->factor = config->latency_percent ? config->latency_percent / 100.0 : TZ_LATENCY_PERCENT / 100.0;
+    pace->target.ns = config->latency_ns;
+    pace->target.factor = (config->latency_percent ? config->latency_percent : TZ_LATENCY_PERCENT) / 100.0;
     pace->look_ns = 0;
     pace->full = config->workers * config->depth;
     pace->meters = NULL;
     pace->gates = 0;
-    pace->quiet = false;
+    pace->calm = TZ_CALM_NOT;
     atomic_init(&pace->waiting, false);
     atomic_init(&pace->moved, 0);
     atomic_init(&pace->requests, 0);
@@ -85,8 +85,7 @@ static bool next_gate(const tz_mover *mover, uint32_t *at, tz_activity *activity
 int tz_pace_prepare(tz_mover *mover)
 {
     tz_pace *pace = &mover->pace;
-    tz_controller_config config = {
-        .full = pace->full, .chunk_size = mover->config.chunk_size, .factor = pace->target_ns ? 0 : pace->factor};
+    tz_controller_config config = {.full = pace->full, .chunk_size = mover->config.chunk_size};
     uint64_t now = tz_mover_now(), last = 0;
     uint32_t at = 0, gates = 0;
     tz_activity activity;
@@ -100,7 +99,7 @@ int tz_pace_prepare(tz_mover *mover)
     if (!pace->meters)
         return -ENOMEM;
     for (at = 0; pace->gates < gates && next_gate(mover, &at, &activity, &copying); pace->gates++) {
-        tz_meter_init(&pace->meters[pace->gates], pace->target_ns, activity.load, activity.usual, now);
+        tz_meter_init(&pace->meters[pace->gates], &pace->target, activity.load, activity.usual, now);
         last = tz_max_u64(last, tz_load_get(&activity.load->last_ns));
     }
     /* A clock of another time namespace: nothing is known, and the application is taken to be there. */
@@ -130,7 +129,8 @@ static void join(tz_reading *all, const tz_reading *one)
     all->standing = one->standing > all->standing ? one->standing : all->standing;
     all->active |= one->active;
     all->fresh |= one->fresh;
-    all->needs_quiet |= one->needs_quiet;
+    all->known |= one->known;
+    all->wants_quiet |= one->wants_quiet;
 }
 
 /* Under the lock: the load of all gates since the last look, and what follows from it. */
@@ -148,12 +148,12 @@ static void look(tz_mover *mover, uint64_t now)
 
         if (!copying)
             continue;
-        reading = tz_meter_look(&pace->meters[gate], activity.load, pace->quiet, now);
+        reading = tz_meter_look(&pace->meters[gate], activity.load, pace->calm, now);
         join(&sight.reading, &reading);
         sight.pressure = pressure_of(&activity) > sight.pressure ? pressure_of(&activity) : sight.pressure;
     }
     press = tz_controller_look(&pace->controller, &sight);
-    pace->quiet = press.quiet;
+    pace->calm = press.calm;
     atomic_store(&pace->depth, press.depth);
     atomic_store(&pace->piece, press.piece);
     atomic_store(&pace->piece_rate, press.rate);

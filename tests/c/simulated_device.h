@@ -38,6 +38,11 @@ typedef struct sim {
     uint64_t next[SIM_SLOTS], began[SIM_SLOTS]; /* began: 0 while it thinks */
     bool is_read[SIM_SLOTS];
 
+    /* The gate: of the updates so many percent wait for the read of a before-image, from T0 on. */
+    uint32_t intercept_percent;
+    bool held[SIM_SLOTS];
+    uint64_t issued[SIM_SLOTS];
+
     /* The mover: reads and writes in turns, in pieces, the writes on the same disk. */
     uint64_t move_next[SIM_FULL];
     uint32_t left[SIM_FULL]; /* bytes of the chunk under way */
@@ -138,23 +143,37 @@ static inline sim *sim_virtual_disk(uint64_t seed)
 /* T0: the mover begins. factor 0: target_ns is absolute. */
 static inline void sim_begin(sim *s, double factor, uint64_t target_ns, bool idle)
 {
-    tz_controller_config config = {.full = SIM_FULL, .chunk_size = SIM_CHUNK, .factor = factor};
+    tz_controller_config config = {.full = SIM_FULL, .chunk_size = SIM_CHUNK};
+    tz_target target = {.ns = target_ns, .factor = factor};
 
     s->into = &s->load;
     s->moves = true;
-    tz_meter_init(&s->meter, target_ns, &s->load, &s->usual, s->now);
+    tz_meter_init(&s->meter, &target, &s->load, &s->usual, s->now);
     tz_controller_init(&s->controller, &config, idle, s->now);
     s->looked_ns = s->now - TZ_LOOK_NS;
 }
 
 /* ---- what happens ---- */
 
+static inline void sim_issue(sim *s, uint32_t slot)
+{
+    s->held[slot] = false;
+    s->issued[slot] = s->now;
+    s->next[slot] = sim_submit(s, 4096) + sim_about(s, s->wake_ns);
+    if (s->wake_ns && sim_random(s) % 64 == 0)
+        s->next[slot] += sim_about(s, 4 * s->wake_ns);
+}
+
 static inline void sim_application_step(sim *s, uint32_t slot)
 {
     _Atomic uint32_t *in_flight = s->is_read[slot] ? &s->load.reads_in_flight : &s->load.updates_in_flight;
 
+    if (s->held[slot]) {
+        sim_issue(s, slot);
+        return;
+    }
     if (s->began[slot]) {
-        tz_load_add(&s->into->histograms[s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_ISSUED], s->now - s->began[slot]);
+        tz_load_add(&s->into->histograms[s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_ISSUED], s->now - s->issued[slot]);
         if (!s->is_read[slot])
             tz_load_add(&s->into->histograms[TZ_LOAD_UPDATES], s->now - s->began[slot]);
         s->began[slot] = 0;
@@ -170,9 +189,11 @@ static inline void sim_application_step(sim *s, uint32_t slot)
     atomic_fetch_add(s->is_read[slot] ? &s->load.reads_in_flight : &s->load.updates_in_flight, 1);
     tz_load_bump(&s->load.arrived, 1);
     s->began[slot] = s->now;
-    s->next[slot] = sim_submit(s, 4096) + sim_about(s, s->wake_ns);
-    if (s->wake_ns && sim_random(s) % 64 == 0)
-        s->next[slot] += sim_about(s, 4 * s->wake_ns);
+    s->held[slot] = s->moves && !s->is_read[slot] && s->intercept_percent > sim_random(s) % 100;
+    if (s->held[slot])
+        s->next[slot] = sim_submit(s, 4096) + sim_about(s, s->wake_ns);
+    else
+        sim_issue(s, slot);
 }
 
 static inline void sim_move(sim *s, uint32_t place)
@@ -205,12 +226,12 @@ static inline void sim_look(sim *s)
 {
     tz_sight sight = {.now_ns = s->now, .moved = s->moved, .pressure = s->pressure};
 
-    sight.reading = tz_meter_look(&s->meter, &s->load, s->press.quiet, s->now);
+    sight.reading = tz_meter_look(&s->meter, &s->load, s->press.calm, s->now);
     s->press = tz_controller_look(&s->controller, &sight);
     s->looked_ns = s->now;
     CHECK(s->press.depth >= 1 && s->press.depth <= SIM_FULL);
     CHECK(s->press.piece == 0 || (s->press.piece >= 64 * TZ_KIB && s->press.piece < SIM_CHUNK && s->press.depth == 1));
-    CHECK(s->press.rate == 0 || s->press.rate >= 8 * TZ_MIB);
+    CHECK(s->press.rate == 0 || s->press.rate >= 8 * TZ_MIB || s->press.calm == TZ_CALM_QUIET);
     for (uint32_t i = 0; i < s->press.depth; i++)
         if (s->move_next[i] == SIM_NEVER || s->move_next[i] == 0) {
             s->writes[i] = true;
