@@ -116,7 +116,7 @@ static void submit_read(file_source *source, tz_chunk *chunk, uint64_t length)
         memset(chunk->frame, 0, chunk->at);
     chunk->zero = false;
     chunk->run = (uint32_t)tz_min_u64(length, most);
-    tz_chunk_read(chunk, source->file.fd, chunk->frame + chunk->at, tz_align_up(chunk->run, grain),
+    tz_chunk_read(chunk, &source->file, chunk->frame + chunk->at, tz_align_up(chunk->run, grain),
                   chunk->offset + chunk->at);
 }
 

@@ -10,7 +10,8 @@
  * from claim to end. Each transfer has an area of the buffer space and starts when it is granted. A source
  * that has a gate is looked at on every chunk: punctured ends the transfer; past the low mark the chunks that
  * hold live slots are claimed ahead of order (not for a stream, which has an order). A stuck or slow end of one
- * transfer leaves the others at least a place in flight each.
+ * transfer leaves the others at least a place in flight each; files of user-space file systems are read and written by
+ * threads of the kernel's (TZ_IO_ASIDE), so that one that does not answer does not keep the worker either.
  *
  * From validation on the frame is the only certain copy of its chunk: it is never re-read from the volume.
  *
