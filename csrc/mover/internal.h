@@ -274,6 +274,10 @@ void tz_chunk_write(tz_chunk *chunk, const tz_file *file, void *buffer, size_t l
 void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg);
 void tz_chunk_poll(tz_chunk *chunk, int fd, uint32_t events); /* interruptible */
 
+/* Around what is asked of a device without an operation: tz_mover_waiting tells of it, too. */
+void tz_chunk_asks(tz_chunk *chunk);
+void tz_chunk_told(tz_chunk *chunk);
+
 /* The frame holds the chunk's content afterwards, zeros too; the rest of the frame is zero up to a multiple of `pad`.
  */
 void tz_chunk_materialize(tz_chunk *chunk, uint32_t pad);

@@ -22,15 +22,25 @@
 
 static void advance(tz_chunk *chunk);
 
-/* An operation on a device begins: see tz_mover_waiting. */
-static void begin_wait(tz_chunk *chunk)
+void tz_chunk_asks(tz_chunk *chunk)
 {
     enum tz_transfer_side side = chunk->state == TZ_CHUNK_LOADING ? TZ_SIDE_SOURCE : TZ_SIDE_SINK;
 
-    chunk->pending = true;
     atomic_store_explicit(&chunk->waiting, chunk->transfer, memory_order_relaxed);
     atomic_store_explicit(&chunk->waiting_side, side, memory_order_relaxed);
     atomic_store_explicit(&chunk->since_ns, tz_mover_now(), memory_order_release);
+}
+
+void tz_chunk_told(tz_chunk *chunk)
+{
+    atomic_store_explicit(&chunk->since_ns, 0, memory_order_relaxed);
+}
+
+/* An operation on a device begins. */
+static void begin_wait(tz_chunk *chunk)
+{
+    chunk->pending = true;
+    tz_chunk_asks(chunk);
 }
 
 static void op_done(tz_io_op *op, int64_t result)
@@ -39,7 +49,7 @@ static void op_done(tz_io_op *op, int64_t result)
 
     chunk->pending = false;
     chunk->interruptible = false;
-    atomic_store_explicit(&chunk->since_ns, 0, memory_order_relaxed);
+    tz_chunk_told(chunk);
     chunk->result = result;
     /* The engine goes on after these by itself; one more try is for a target that says so at length. */
     if (op->opcode == TZ_IO_WRITE && (result == -EINTR || result == -EAGAIN) && !chunk->retried) {
