@@ -301,16 +301,15 @@ static void a_device_is_not_believed_everything(void)
         bool device;
         uint32_t offset_align, block_size, zero_align;
     } said[] = {
-        {true, 512, 512, 512},           {true, 512, 4096, 4096},     {true, 4096, 512, 4096},
-        {true, 512, 64 << 10, 64 << 10}, {true, 512, 128 << 10, 128 << 10},
-        {true, 512, 16 << 20, 512},      {true, 4096, UINT32_MAX, 4096}, {true, 512, 3 * 4096, 512},
-        {true, 512, 0, 512},             {true, 1, 4096, 4096},       {false, 512, 4096, 512},
+        {true, 512, 512, 512},           {true, 512, 4096, 4096},           {true, 4096, 512, 4096},
+        {true, 512, 64 << 10, 64 << 10}, {true, 512, 128 << 10, 128 << 10}, {true, 512, 16 << 20, 512},
+        {true, 4096, UINT32_MAX, 4096},  {true, 512, 3 * 4096, 512},        {true, 512, 0, 512},
+        {true, 1, 4096, 4096},           {false, 512, 4096, 512},
     };
 
     for (size_t i = 0; i < sizeof(said) / sizeof(said[0]); i++) {
-        tz_file file = {.block_device = said[i].device,
-                        .offset_align = said[i].offset_align,
-                        .block_size = said[i].block_size};
+        tz_file file = {
+            .block_device = said[i].device, .offset_align = said[i].offset_align, .block_size = said[i].block_size};
 
         CHECK_EQ(tz_volume_zero_align(&file), said[i].zero_align);
         CHECK(tz_volume_zero_align(&file) <= TZ_BOUNCE_BYTES);

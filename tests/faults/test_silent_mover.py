@@ -1,4 +1,4 @@
-"""A device that does not answer, on a user-space file system: it keeps its own transfer, and no other of the same worker.
+"""A device that does not answer, on a user-space file system: it keeps its own transfer, and no other of its worker.
 
 More requests than such a file system takes at once: whoever submits one more waits for it, io_uring's submission, too,
 unless a thread of the kernel's does it (TZ_IO_ASIDE).
