@@ -1,4 +1,7 @@
-"""A small NBD client for tests that place each write themselves: one request at a time, simple replies."""
+"""A small NBD client for tests that place each write themselves: one request at a time, simple replies.
+
+Raises ConnectionError when the server hangs up or speaks otherwise, OSError with its error when it refuses a request.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,18 @@ class Nbd:
     def connect(cls, path: str, name: str) -> Self:
         """To an export of a server on a Unix socket."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
-        self = cls(connection)
-        assert self._receive(8) == b"NBDMAGIC"
-        self._receive(10)
-        raw = name.encode()
-        connection.sendall(struct.pack(">IQII", _FIXED_NO_ZEROES, _OPTION, _EXPORT_NAME, len(raw)) + raw)
-        self._receive(10)  # size, flags
+        try:
+            connection.connect(path)
+            self = cls(connection)
+            if self._receive(8) != b"NBDMAGIC":
+                raise ConnectionError(f"{path}: not an NBD server")
+            self._receive(10)
+            raw = name.encode()
+            connection.sendall(struct.pack(">IQII", _FIXED_NO_ZEROES, _OPTION, _EXPORT_NAME, len(raw)) + raw)
+            self._receive(10)  # size, flags
+        except BaseException:
+            connection.close()
+            raise
         return self
 
     def read(self, offset: int, length: int) -> bytes:
@@ -66,7 +74,8 @@ class Nbd:
     def _request(self, kind: int, offset: int, length: int, data: bytes = b"") -> None:
         self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, kind, 7, offset, length) + data)
         magic, error, handle = struct.unpack(">IIQ", self._receive(16))
-        assert (magic, handle) == (_REPLY, 7)
+        if (magic, handle) != (_REPLY, 7):
+            raise ConnectionError("not the reply to this request")
         if error:
             raise OSError(error, f"NBD request {kind} at {offset}")
 
@@ -74,6 +83,7 @@ class Nbd:
         data = bytearray()
         while len(data) < length:
             got = self._socket.recv(length - len(data))
-            assert got, "the server hung up"
+            if not got:
+                raise ConnectionError("the server hung up")
             data += got
         return bytes(data)

@@ -21,6 +21,11 @@
 
 #define PROBE_MAX 4096
 
+/* What all buffers are made for: they lie on pages, and a bounce buffer holds a whole number of units. A file that says
+ * more is used through the cache. */
+#define MEMORY_ALIGN_MAX 4096
+#define OFFSET_ALIGN_MAX (64 * TZ_KIB)
+
 /* struct statx as Linux 6.1 made it; the C library's may be older. */
 struct statx_dio {
     uint32_t mask;
@@ -83,6 +88,8 @@ static bool find_alignment(tz_file *file)
     if (syscall(SYS_statx, file->fd, "", AT_EMPTY_PATH, STATX_DIO_MASK, &st) < 0 || !(st.mask & STATX_DIO_MASK))
         return find_unit(file);
     if (!tz_is_pow2(st.memory_align) || !tz_is_pow2(st.offset_align)) /* 0: this file cannot */
+        return false;
+    if (st.memory_align > MEMORY_ALIGN_MAX || st.offset_align > OFFSET_ALIGN_MAX)
         return false;
     file->memory_align = st.memory_align;
     file->offset_align = st.offset_align;

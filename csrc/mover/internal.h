@@ -120,12 +120,7 @@ struct tz_chunk {
     bool interruptible;             /* may never end by itself: cancelled when the transfer stops */
     bool retried;
     int64_t result;
-    struct {
-        void *buffer;
-        size_t length;
-        uint64_t offset;
-        int fd;
-    } again; /* the write under way, for its one retry */
+    struct iovec again; /* the write under way, for its one retry */
 
     /* The source's. */
     bool zero;                  /* content is zero and the frame may hold anything */
@@ -271,12 +266,16 @@ uint64_t tz_mover_now(void); /* CLOCK_MONOTONIC, ns */
 
 /* ---- for sources and sinks ---- */
 
-/* Submit the step's one operation; return TZ_STEP_PENDING afterwards. */
-void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset);
-void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset); /* into chunk->iov */
-void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset);
+/* Submit the step's one operation; return TZ_STEP_PENDING afterwards. `file` is looked at here and now only. */
+void tz_chunk_read(tz_chunk *chunk, const tz_file *file, void *buffer, size_t length, uint64_t offset);
+void tz_chunk_readv(tz_chunk *chunk, const tz_file *file, uint32_t iovs, uint64_t offset); /* into chunk->iov */
+void tz_chunk_write(tz_chunk *chunk, const tz_file *file, void *buffer, size_t length, uint64_t offset);
 void tz_chunk_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg);
 void tz_chunk_poll(tz_chunk *chunk, int fd, uint32_t events); /* interruptible */
+
+/* Around what is asked of a device without an operation: tz_mover_waiting tells of it, too. */
+void tz_chunk_asks(tz_chunk *chunk);
+void tz_chunk_told(tz_chunk *chunk);
 
 /* The frame holds the chunk's content afterwards, zeros too; the rest of the frame is zero up to a multiple of `pad`.
  */

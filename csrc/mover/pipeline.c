@@ -22,15 +22,25 @@
 
 static void advance(tz_chunk *chunk);
 
-/* An operation on a device begins: see tz_mover_waiting. */
-static void begin_wait(tz_chunk *chunk)
+void tz_chunk_asks(tz_chunk *chunk)
 {
     enum tz_transfer_side side = chunk->state == TZ_CHUNK_LOADING ? TZ_SIDE_SOURCE : TZ_SIDE_SINK;
 
-    chunk->pending = true;
     atomic_store_explicit(&chunk->waiting, chunk->transfer, memory_order_relaxed);
     atomic_store_explicit(&chunk->waiting_side, side, memory_order_relaxed);
     atomic_store_explicit(&chunk->since_ns, tz_mover_now(), memory_order_release);
+}
+
+void tz_chunk_told(tz_chunk *chunk)
+{
+    atomic_store_explicit(&chunk->since_ns, 0, memory_order_relaxed);
+}
+
+/* An operation on a device begins. */
+static void begin_wait(tz_chunk *chunk)
+{
+    chunk->pending = true;
+    tz_chunk_asks(chunk);
 }
 
 static void op_done(tz_io_op *op, int64_t result)
@@ -39,14 +49,14 @@ static void op_done(tz_io_op *op, int64_t result)
 
     chunk->pending = false;
     chunk->interruptible = false;
-    atomic_store_explicit(&chunk->since_ns, 0, memory_order_relaxed);
+    tz_chunk_told(chunk);
     chunk->result = result;
     /* The engine goes on after these by itself; one more try is for a target that says so at length. */
     if (op->opcode == TZ_IO_WRITE && (result == -EINTR || result == -EAGAIN) && !chunk->retried) {
         chunk->retried = true;
+        chunk->iov[0] = chunk->again;
         begin_wait(chunk);
-        tz_io_write(chunk->worker->io, op, chunk->again.fd, chunk->again.buffer, chunk->again.length,
-                    chunk->again.offset, op_done);
+        tz_io_submit(chunk->worker->io, op);
         return;
     }
     advance(chunk);
@@ -83,37 +93,40 @@ static void begin(tz_chunk *chunk, uint64_t bytes)
     tz_io_submit(chunk->worker->io, &chunk->pause);
 }
 
-static void begin_transfer(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint32_t iovs, uint64_t offset)
+/* A user-space file system that does not answer keeps who submits to it, and with him all other transfers. */
+static void begin_transfer(tz_chunk *chunk, tz_io_opcode opcode, const tz_file *file, uint32_t iovs, uint64_t offset)
 {
     uint64_t bytes = 0;
 
     for (uint32_t i = 0; i < iovs; i++)
         bytes += chunk->iov[i].iov_len;
-    chunk->op = (tz_io_op){
-        .opcode = opcode, .fd = fd, .offset = offset, .iov = chunk->iov, .iovs = iovs, .done = op_done, .user = chunk};
+    chunk->op = (tz_io_op){.opcode = opcode,
+                           .fd = file->fd,
+                           .arg = file->aside ? TZ_IO_ASIDE : 0,
+                           .offset = offset,
+                           .iov = chunk->iov,
+                           .iovs = iovs,
+                           .done = op_done,
+                           .user = chunk};
     begin(chunk, bytes);
 }
 
-void tz_chunk_read(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
+void tz_chunk_read(tz_chunk *chunk, const tz_file *file, void *buffer, size_t length, uint64_t offset)
 {
     chunk->iov[0] = (struct iovec){buffer, length};
-    begin_transfer(chunk, TZ_IO_READ, fd, 1, offset);
+    begin_transfer(chunk, TZ_IO_READ, file, 1, offset);
 }
 
-void tz_chunk_readv(tz_chunk *chunk, int fd, uint32_t iovs, uint64_t offset)
+void tz_chunk_readv(tz_chunk *chunk, const tz_file *file, uint32_t iovs, uint64_t offset)
 {
-    begin_transfer(chunk, TZ_IO_READ, fd, iovs, offset);
+    begin_transfer(chunk, TZ_IO_READ, file, iovs, offset);
 }
 
-void tz_chunk_write(tz_chunk *chunk, int fd, void *buffer, size_t length, uint64_t offset)
+void tz_chunk_write(tz_chunk *chunk, const tz_file *file, void *buffer, size_t length, uint64_t offset)
 {
     chunk->retried = false;
-    chunk->again.fd = fd;
-    chunk->again.buffer = buffer;
-    chunk->again.length = length;
-    chunk->again.offset = offset;
-    chunk->iov[0] = (struct iovec){buffer, length};
-    begin_transfer(chunk, TZ_IO_WRITE, fd, 1, offset);
+    chunk->iov[0] = chunk->again = (struct iovec){buffer, length};
+    begin_transfer(chunk, TZ_IO_WRITE, file, 1, offset);
 }
 
 static void submit_range(tz_chunk *chunk, tz_io_opcode opcode, int fd, uint64_t offset, uint64_t length, uint32_t arg)

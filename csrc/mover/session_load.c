@@ -194,7 +194,7 @@ static int read_bounced(const tz_session_view *view, tz_chunk *chunk, const tz_f
     chunk->bounced.skip = (uint32_t)(offset - from);
     chunk->bounced.length = length;
     chunk->asked = chunk->bounced.skip + length;
-    tz_chunk_read(chunk, file->fd, chunk->bounce, tz_align_up(chunk->asked, file->offset_align), from);
+    tz_chunk_read(chunk, file, chunk->bounce, tz_align_up(chunk->asked, file->offset_align), from);
     return TZ_STEP_PENDING;
 }
 
@@ -258,7 +258,7 @@ static int take_from_tier(tz_session_view *view, tz_chunk *chunk, part p)
         return read_bounced(view, chunk, &view->tier, p.place, stretch_of(view, chunk, p), offset);
     }
     chunk->asked = length;
-    tz_chunk_read(chunk, view->tier.fd, p.place, tz_align_up(length, view->tier.offset_align), offset);
+    tz_chunk_read(chunk, &view->tier, p.place, tz_align_up(length, view->tier.offset_align), offset);
     return TZ_STEP_PENDING;
 }
 
@@ -414,7 +414,7 @@ static int read_volume(tz_session_view *view, tz_chunk *chunk, tz_run_find find,
     chunk->iov[0] = (struct iovec){place, tz_align_up(chunk->run, view->volume.offset_align)};
     chunk->asked = chunk->run;
     chunk->ready = chunk->at + chunk->run;
-    tz_chunk_readv(chunk, view->volume.fd, add_runs(view, chunk, find), chunk->physical);
+    tz_chunk_readv(chunk, &view->volume, add_runs(view, chunk, find), chunk->physical);
     return TZ_STEP_PENDING;
 }
 

@@ -21,9 +21,6 @@
 #define LOOKS_AWAKE   10000
 #define LOOK_PAUSE_US 100
 
-/* Smaller holes are read: the kernel fills in their zeros faster than a read is split. */
-#define HOLE_LEAST (64 * TZ_KIB)
-
 /* ---- in use ---- */
 
 void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
@@ -132,39 +129,14 @@ int tz_session_view_announce(tz_session_view *view, tz_chunk *chunk)
     return -EPROTO;
 }
 
-/* Finds the stretch that `at` begins or lies in; under the lock. What cannot be told is data: reading it says more. */
-static void find_stretch(tz_session_view *view, uint64_t at)
-{
-    off_t data = lseek(view->volume.fd, (off_t)at, SEEK_DATA), hole;
-    struct stat st;
-
-    view->stretch_from = at;
-    view->stretch_to = at + HOLE_LEAST;
-    view->stretch_is_hole = false;
-    if (data < 0 && errno == ENXIO && fstat(view->volume.fd, &st) == 0 && (uint64_t)st.st_size >= view->volume_size) {
-        view->stretch_to = view->volume_size;
-        view->stretch_is_hole = true;
-    } else if (data >= 0 && (uint64_t)data - at >= HOLE_LEAST) {
-        view->stretch_to = tz_min_u64((uint64_t)data, view->volume_size);
-        view->stretch_is_hole = true;
-    } else if (data >= 0) {
-        hole = lseek(view->volume.fd, data, SEEK_HOLE);
-        if (hole > data)
-            view->stretch_to = (uint64_t)hole;
-    }
-}
-
+/* What cannot be told is data: reading it says more. */
 uint64_t tz_session_view_hole(tz_session_view *view, uint64_t physical)
 {
     uint64_t length;
+    bool data;
 
-    if (!view->volume.tells_holes)
+    if (!view->volume.tells_holes || tz_holes_look(&view->holes, physical, &length, &data) < 0 || data)
         return 0;
-    pthread_mutex_lock(&view->stretch_lock);
-    if (physical < view->stretch_from || physical >= view->stretch_to)
-        find_stretch(view, physical);
-    length = view->stretch_is_hole ? view->stretch_to - physical : 0;
-    pthread_mutex_unlock(&view->stretch_lock);
     return length;
 }
 
@@ -219,7 +191,7 @@ void tz_session_view_release(tz_session_view *view)
     close(view->drain_fd);
     tz_session_uses_clear(&view->uses);
     pthread_mutex_destroy(&view->drain_lock);
-    pthread_mutex_destroy(&view->stretch_lock);
+    tz_holes_fini(&view->holes);
     pthread_mutex_destroy(&view->lock);
     free(view);
 }
@@ -311,7 +283,7 @@ int tz_session_view_open(tz_session_view **out, const tz_session_descriptors *fd
     atomic_init(&view->holders, 1);
     view->drain_fd = fds->drain_fd;
     pthread_mutex_init(&view->drain_lock, NULL);
-    pthread_mutex_init(&view->stretch_lock, NULL);
+    tz_holes_init(&view->holes, view->volume.fd, view->volume_size);
     pthread_mutex_init(&view->lock, NULL);
     tz_session_uses_init(&view->uses, view->tracks);
     /* The mappings hold the memory; the descriptors of it are no longer needed. */

@@ -10,6 +10,7 @@
 #ifndef TZ_SESSION_VIEW_H
 #define TZ_SESSION_VIEW_H
 
+#include "holes.h"
 #include "internal.h"
 #include "session_uses.h"
 #include "tz/extents.h"
@@ -34,10 +35,7 @@ struct tz_session_view {
 
     pthread_mutex_t drain_lock; /* the ring has one producer */
 
-    /* The stretch of the volume that was looked at last, in bytes: chunks come in order, so most looks end here. */
-    pthread_mutex_t stretch_lock;
-    uint64_t stretch_from, stretch_to;
-    bool stretch_is_hole;
+    tz_holes holes; /* of the volume */
 
     pthread_mutex_t lock;
     tz_session_uses uses;

@@ -94,7 +94,7 @@ static int write_from(image_sink *sink, tz_chunk *chunk, uint32_t at)
         chunk->phase = IMAGE_WRITING;
         chunk->at = end;
         chunk->written += end - at;
-        tz_chunk_write(chunk, tail && sink->tail.fd >= 0 ? sink->tail.fd : sink->file.fd, chunk->frame + at, end - at,
+        tz_chunk_write(chunk, tail && sink->tail.fd >= 0 ? &sink->tail : &sink->file, chunk->frame + at, end - at,
                        chunk->offset + at);
         return TZ_STEP_PENDING;
     }
@@ -156,7 +156,7 @@ static int look(tz_sink *base, tz_chunk *chunk)
 
     if (chunk->phase == IMAGE_BEGIN) {
         chunk->phase = IMAGE_LOOKING;
-        tz_chunk_read(chunk, sink->file.fd, chunk->frame, tz_align_up(chunk->length, sink->file.offset_align),
+        tz_chunk_read(chunk, &sink->file, chunk->frame, tz_align_up(chunk->length, sink->file.offset_align),
                       chunk->offset);
         return TZ_STEP_PENDING;
     }

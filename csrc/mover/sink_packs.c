@@ -85,7 +85,7 @@ static int add_pack(tz_pack_writer *writer)
 }
 
 /* A place for `bytes` (a multiple of the frame's alignment). */
-static int reserve(tz_pack_writer *writer, uint64_t bytes, uint32_t *number, uint64_t *offset, int *fd)
+static int reserve(tz_pack_writer *writer, uint64_t bytes, uint32_t *number, uint64_t *offset)
 {
     pack *last;
     int rc;
@@ -101,11 +101,21 @@ static int reserve(tz_pack_writer *writer, uint64_t bytes, uint32_t *number, uin
         last = &writer->packs[writer->count - 1];
         *number = writer->count - 1;
         *offset = last->end;
-        *fd = last->file.fd;
         last->end += bytes;
     }
     pthread_mutex_unlock(&writer->lock);
     return rc;
+}
+
+/* A copy: the table may grow meanwhile. */
+static tz_file file_of(tz_pack_writer *writer, uint32_t number)
+{
+    tz_file file;
+
+    pthread_mutex_lock(&writer->lock);
+    file = writer->packs[number].file;
+    pthread_mutex_unlock(&writer->lock);
+    return file;
 }
 
 int tz_pack_writer_finish(tz_pack_writer *writer, uint32_t *packs, uint64_t *bytes)
@@ -154,10 +164,11 @@ typedef struct packs_sink {
 } packs_sink;
 
 /* The next piece of the chunk, at its place in the pack. */
-static int write_piece(tz_chunk *chunk, int fd)
+static int write_piece(packs_sink *sink, tz_chunk *chunk)
 {
     uint32_t bytes = (uint32_t)tz_align_up(chunk->length, TZ_FRAME_ALIGN), left = bytes - chunk->at;
     uint32_t piece = chunk->piece ? (uint32_t)tz_min_u64(chunk->piece, left) : left, at = chunk->at;
+    tz_file file;
 
     if (left == 0) {
         TZ_CRASH_POINT("pack.written");
@@ -165,28 +176,28 @@ static int write_piece(tz_chunk *chunk, int fd)
     }
     chunk->at += piece;
     chunk->written += piece;
-    tz_chunk_write(chunk, fd, chunk->frame + at, piece, chunk->entry.offset + at);
+    file = file_of(sink->writer, chunk->entry.pack);
+    tz_chunk_write(chunk, &file, chunk->frame + at, piece, chunk->entry.offset + at);
     return TZ_STEP_PENDING;
 }
 
 static int store(tz_sink *base, tz_chunk *chunk)
 {
     packs_sink *sink = tz_container_of(base, packs_sink, base);
-    int fd = -1, rc;
+    int rc;
 
     if (chunk->phase == 1)
-        return chunk->result < 0 ? (int)chunk->result : write_piece(chunk, chunk->again.fd);
+        return chunk->result < 0 ? (int)chunk->result : write_piece(sink, chunk);
     if (chunk->zero)
         return TZ_STEP_DONE;
-    rc = reserve(sink->writer, tz_align_up(chunk->length, TZ_FRAME_ALIGN), &chunk->entry.pack, &chunk->entry.offset,
-                 &fd);
+    rc = reserve(sink->writer, tz_align_up(chunk->length, TZ_FRAME_ALIGN), &chunk->entry.pack, &chunk->entry.offset);
     if (rc < 0)
         return rc;
     tz_chunk_materialize(chunk, TZ_FRAME_ALIGN);
     chunk->entry.stored_length = chunk->length;
     chunk->phase = 1;
     chunk->at = 0;
-    return write_piece(chunk, fd);
+    return write_piece(sink, chunk);
 }
 
 static void destroy(tz_sink *base)

@@ -57,7 +57,7 @@ static int load(tz_source *base, tz_chunk *chunk)
         file = &source->packs[entry->pack];
         chunk->zero = false;
         chunk->run = chunk->length;
-        tz_chunk_read(chunk, file->fd, chunk->frame, tz_align_up(chunk->length, file->offset_align), entry->offset);
+        tz_chunk_read(chunk, file, chunk->frame, tz_align_up(chunk->length, file->offset_align), entry->offset);
         return TZ_STEP_PENDING;
     }
     if (chunk->result < 0) {

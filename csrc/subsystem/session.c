@@ -141,53 +141,58 @@ void tz_session_end_start(tz_session *session, bool cancel, tz_call *call)
     tz_session_end_check(session);
 }
 
-struct end_call {
+/* What others ask of the volume's thread. */
+struct order {
     tz_call call;
     tz_session *session;
-    bool cancel;
+    bool cancel;    /* of an end */
+    bool withdrawn; /* the answer of a withdrawal */
 };
+
+static void give(struct order *order, void (*run)(tz_io_message *message))
+{
+    tz_call_init(&order->call, run);
+    tz_io_post(order->session->volume->io, &order->call.message);
+}
+
+static struct order *order_of(tz_io_message *message)
+{
+    return tz_container_of(message, struct order, call.message);
+}
 
 static void run_end(tz_io_message *message)
 {
-    struct end_call *end = tz_container_of(message, struct end_call, call.message);
+    struct order *order = order_of(message);
 
-    tz_session_end_start(end->session, end->cancel, &end->call);
+    tz_session_end_start(order->session, order->cancel, &order->call);
 }
-
-struct withdraw_call {
-    tz_call call;
-    tz_session *session;
-    bool withdrawn;
-};
 
 static void run_withdraw(tz_io_message *message)
 {
-    struct withdraw_call *withdraw = tz_container_of(message, struct withdraw_call, call.message);
+    struct order *order = order_of(message);
 
-    withdraw->withdrawn = withdraw->session->ending != NULL;
-    withdraw->session->ending = NULL;
-    tz_call_answer(&withdraw->call);
+    order->withdrawn = order->session->ending != NULL;
+    order->session->ending = NULL;
+    tz_call_answer(&order->call);
 }
 
 /* Nobody waits for the end any more; false when it was quicker. */
 static bool withdraw(tz_session *session)
 {
-    struct withdraw_call withdraw = {.session = session};
+    struct order order = {.session = session};
 
-    tz_call_init(&withdraw.call, run_withdraw);
-    tz_io_post(session->volume->io, &withdraw.call.message);
-    tz_call_wait(&withdraw.call);
-    return withdraw.withdrawn;
+    give(&order, run_withdraw);
+    tz_call_wait(&order.call);
+    return order.withdrawn;
 }
 
 int tz_session_end_within(tz_session *session, bool cancel, uint64_t timeout_ns, tz_session_report *out)
 {
-    struct end_call end = {.session = session, .cancel = cancel};
+    struct order end = {.session = session, .cancel = cancel};
     uint64_t now = tz_now_ns();
     int rc = 0;
 
-    tz_call_init(&end.call, run_end);
-    tz_io_post(session->volume->io, &end.call.message);
+    give(&end, run_end);
     if (!tz_call_wait_until(&end.call, now + tz_min_u64(timeout_ns, INT64_MAX - now))) {
         if (withdraw(session)) {
             tz_call_fini(&end.call);
@@ -208,26 +213,20 @@ int tz_session_end(tz_session *session, bool cancel, tz_session_report *out)
 
 /* ---- giving way ---- */
 
-struct way_call {
-    tz_call call;
-    tz_session *session;
-};
-
 static void run_give_way(tz_io_message *message)
 {
-    struct way_call *way = tz_container_of(message, struct way_call, call.message);
+    struct order *order = order_of(message);
 
-    tz_session_puncture(way->session, TZ_PUNCTURE_ADMISSION);
-    tz_call_answer(&way->call);
+    tz_session_puncture(order->session, TZ_PUNCTURE_ADMISSION);
+    tz_call_answer(&order->call);
 }
 
 void tz_session_give_way(tz_session *session)
 {
-    struct way_call way = {.session = session};
+    struct order order = {.session = session};
 
-    tz_call_init(&way.call, run_give_way);
-    tz_io_post(session->volume->io, &way.call.message);
-    tz_call_wait(&way.call);
+    give(&order, run_give_way);
+    tz_call_wait(&order.call);
 }
 
 /* ---- for others ---- */

@@ -88,9 +88,7 @@ int tz_volume_open(tz_volume **out, tz_io *io, const tz_volume_config *config)
     rc = open_file(volume, config);
     if (rc < 0)
         goto fail;
-    volume->zero_align = volume->file.offset_align;
-    if (volume->file.block_device && volume->file.block_size > volume->zero_align)
-        volume->zero_align = volume->file.block_size;
+    volume->zero_align = tz_volume_zero_align(&volume->file);
     rc = map_buffers(volume);
     if (rc < 0) {
         unmap_buffers(volume);
@@ -310,8 +308,8 @@ static void submit_flush(tz_volume *volume, tz_request *request)
 
 static void submit_cache(tz_volume *volume, tz_request *request)
 {
-    /* Advice: nothing is lost when it is not taken. */
-    if (!volume->file.direct)
+    /* Advice: nothing is lost when it is not taken. Nor is it given where this thread might have to wait for a server. */
+    if (!volume->file.direct && !volume->file.aside)
         (void)posix_fadvise(volume->file.fd, (off_t)request->offset, (off_t)request->length, POSIX_FADV_WILLNEED);
     tz_volume_finish(volume, request, 0);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Block status: what SEEK_DATA and SEEK_HOLE say of a file. A device has no holes that it tells of.
+ * Block status: what SEEK_DATA and SEEK_HOLE say of a file. A device has no holes that it tells of; nor is a file system
+ * asked that may have to ask a server first, who need not answer: all volumes of the thread would wait for him.
  */
 #include "volume_private.h"
 
@@ -37,7 +38,7 @@ int tz_volume_block_status(tz_volume *volume, tz_request *request)
     if (request->capacity == 0)
         return -EINVAL;
     for (uint32_t seeks = 0; at < stop && seeks < MOST_SEEKS; seeks += 2) {
-        uint64_t end = volume->file.block_device ? (flags = 0, stop) : stretch(volume, at, stop, &flags);
+        uint64_t end = volume->file.tells_holes ? stretch(volume, at, stop, &flags) : (flags = 0, stop);
 
         if (n && extents[n - 1].flags == flags)
             extents[n - 1].length += end - at;

@@ -82,9 +82,8 @@ void tz_volume_load_arrived(tz_volume *volume, tz_request *request)
     }
 }
 
-void tz_volume_load_issued(tz_volume *volume, tz_request *request)
+void tz_volume_load_issued(tz_request *request)
 {
-    (void)volume;
     request->volume.ended_ns = 0;
     if (!request->volume.issued_ns)
         request->volume.issued_ns = tz_now_ns();

@@ -25,6 +25,16 @@
 #define TZ_BOUNCES      8
 #define TZ_BOUNCE_BYTES (128 * TZ_KIB)
 
+/* The grain of trims and zeroes: the physical block of a device, which it changes as a whole. What a device says is not
+ * believed beyond what the edges of a zero have room for: some say three pages, some 16 MiB. */
+static inline uint32_t tz_volume_zero_align(const tz_file *file)
+{
+    bool usable = tz_is_pow2(file->block_size) && file->block_size <= TZ_BOUNCE_BYTES;
+
+    return file->block_device && usable && file->block_size > file->offset_align ? file->block_size
+                                                                                 : file->offset_align;
+}
+
 /* Rule 9: the largest piece while a session is installed, and otherwise; also the largest write of zeros. */
 #define TZ_PIECE_GATED (4 * TZ_MIB)
 #define TZ_PIECE_FREE  (1 * TZ_GIB)
@@ -98,7 +108,7 @@ void tz_volume_read_piece(tz_volume *volume, tz_request *request); /* with its b
 
 /* volume_load.c: of reads and updates */
 void tz_volume_load_arrived(tz_volume *volume, tz_request *request);
-void tz_volume_load_issued(tz_volume *volume, tz_request *request);                 /* a piece of an update */
+void tz_volume_load_issued(tz_request *request);                                    /* a piece of an update */
 void tz_volume_load_piece_ended(tz_volume *volume, tz_request *request, bool good); /* the same */
 void tz_volume_load_ended(tz_volume *volume, tz_request *request, bool good);
 void tz_volume_load_stats(const tz_volume *volume, tz_volume_stats *out);

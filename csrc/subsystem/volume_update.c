@@ -359,7 +359,7 @@ static void issue_range(tz_volume *volume, tz_request *request)
 void tz_volume_issue(tz_volume *volume, tz_request *request)
 {
     request->volume.op.user = request;
-    tz_volume_load_issued(volume, request);
+    tz_volume_load_issued(request);
     if (request->volume.method == TZ_METHOD_WRITE)
         issue_write(volume, request);
     else

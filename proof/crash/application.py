@@ -43,8 +43,7 @@ class Writer:
     def write_until(self, stop: threading.Event, socket: str, export: str) -> None:
         """Update and flush, until told to stop or hung up on."""
         chance = random.Random(self.number * 1000 + len(self.blocks))
-        # What dies in the middle of a reply is a reset or an assertion of the client.
-        with contextlib.suppress(OSError, AssertionError), Nbd.connect(socket, export) as connection:
+        with contextlib.suppress(OSError), Nbd.connect(socket, export) as connection:
             while not stop.is_set():
                 block = self.first + chance.randrange(self.count)
                 data = stamp(self.number, len(self.blocks) + 1, block)

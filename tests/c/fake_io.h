@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -32,10 +33,11 @@ enum {
 struct tz_io {
     tz_io_op *ops[FAKE_OPS];
     uint32_t count;
-    tz_io_message *messages;
+    _Atomic(tz_io_message *) messages; /* newest first; other threads may post, one takes */
     uint64_t seed;
     uint32_t stall_one_in;                       /* steps in which an op is left alone though it was drawn */
     int (*fault)(tz_io *io, const tz_io_op *op); /* -errno instead of carrying the op out; 0: carry it out */
+    bool (*silent)(const tz_io_op *op);          /* the op gets no answer, as long as this says so */
 };
 
 static uint64_t fake_random(uint64_t *seed, uint64_t below)
@@ -78,8 +80,9 @@ void tz_io_cancel(tz_io *io, tz_io_op *op)
 
 void tz_io_post(tz_io *io, tz_io_message *message)
 {
-    message->next = io->messages;
-    io->messages = message;
+    message->next = atomic_load(&io->messages);
+    while (!atomic_compare_exchange_weak(&io->messages, &message->next, message))
+        ;
 }
 
 uint32_t tz_io_inflight(const tz_io *io)
@@ -222,11 +225,12 @@ static void fake_step_at(tz_io *io, uint32_t i)
 
 static bool fake_run_message(tz_io *io)
 {
-    tz_io_message *message = io->messages;
+    tz_io_message *message = atomic_load(&io->messages);
 
+    while (message && !atomic_compare_exchange_weak(&io->messages, &message, message->next))
+        ;
     if (!message)
         return false;
-    io->messages = message->next;
     message->run(message);
     return true;
 }
@@ -239,6 +243,8 @@ static inline void fake_step(tz_io *io)
     if (fake_run_message(io) || io->count == 0)
         return;
     i = (uint32_t)fake_random(&io->seed, io->count);
+    if (io->silent && io->silent(io->ops[i]))
+        return;
     if (!io->stall_one_in || fake_random(&io->seed, io->stall_one_in) != 0)
         fake_step_at(io, i);
 }

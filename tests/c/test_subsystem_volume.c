@@ -21,6 +21,19 @@ static struct volume_rig {
 
 static int64_t last_result;
 
+/* Before the C library's. */
+static int advised;
+
+int posix_fadvise(int fd, off_t offset, off_t length, int advice)
+{
+    (void)fd;
+    (void)offset;
+    (void)length;
+    (void)advice;
+    advised++;
+    return 0;
+}
+
 static void on_done(tz_request *request, int64_t result)
 {
     (void)request;
@@ -253,6 +266,56 @@ static void extents_of_a_file_with_holes(void)
     teardown();
 }
 
+/* Advice is given where it costs no wait: through the cache of this machine's own file systems. */
+static void reading_ahead(void)
+{
+    for (int mode = 0; mode < 3; mode++) {
+        setup(mode > 0);
+        rig.volume->file.aside = mode == 2;
+        advised = 0;
+        CHECK_EQ(run_kind(TZ_REQUEST_CACHE, 0, 0, SIZE, NULL), 0);
+        CHECK_EQ(advised, !rig.volume->file.direct && mode < 2);
+        teardown();
+    }
+}
+
+/* Where the file system has to ask somebody for them, it is not asked. */
+static void extents_of_a_file_that_does_not_tell(void)
+{
+    tz_volume_extent extents[8];
+    tz_request request = {.kind = TZ_REQUEST_BLOCK_STATUS, .length = SIZE, .buffer = extents, .capacity = 8};
+
+    setup(false);
+    CHECK_EQ(run_kind(TZ_REQUEST_ZERO, 0, 16 * 4096, 8 * 4096, NULL), 0);
+    rig.volume->file.tells_holes = false;
+    CHECK_EQ(run(&request), 0);
+    CHECK_EQ(request.capacity, 1);
+    CHECK(extents[0].length == SIZE && extents[0].flags == 0);
+    teardown();
+}
+
+/* The edges of a zero have to fit a bounce buffer, whatever a device says of itself. */
+static void a_device_is_not_believed_everything(void)
+{
+    static const struct {
+        bool device;
+        uint32_t offset_align, block_size, zero_align;
+    } said[] = {
+        {true, 512, 512, 512},           {true, 512, 4096, 4096},           {true, 4096, 512, 4096},
+        {true, 512, 64 << 10, 64 << 10}, {true, 512, 128 << 10, 128 << 10}, {true, 512, 16 << 20, 512},
+        {true, 4096, UINT32_MAX, 4096},  {true, 512, 3 * 4096, 512},        {true, 512, 0, 512},
+        {true, 1, 4096, 4096},           {false, 512, 4096, 512},
+    };
+
+    for (size_t i = 0; i < sizeof(said) / sizeof(said[0]); i++) {
+        tz_file file = {
+            .block_device = said[i].device, .offset_align = said[i].offset_align, .block_size = said[i].block_size};
+
+        CHECK_EQ(tz_volume_zero_align(&file), said[i].zero_align);
+        CHECK(tz_volume_zero_align(&file) <= TZ_BOUNCE_BYTES);
+    }
+}
+
 /* ---- errors ---- */
 
 static tz_io_opcode failing;
@@ -438,6 +501,9 @@ int main(void)
     RUN(no_hole_keeps_the_space);
     RUN(trims);
     RUN(extents_of_a_file_with_holes);
+    RUN(reading_ahead);
+    RUN(extents_of_a_file_that_does_not_tell);
+    RUN(a_device_is_not_believed_everything);
     RUN(errors_are_those_of_the_request);
     RUN(a_file_cut_short);
     RUN(one_server_a_volume);

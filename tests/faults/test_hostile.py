@@ -253,7 +253,7 @@ def test_a_thousand_that_say_nothing(served) -> None:
                 with Nbd.connect(served.nbd_socket, "data") as good:
                     assert len(good.read(0, 512)) == 512
                 break
-            except (AssertionError, OSError):
+            except OSError:
                 assert time.monotonic() - began < 30
         assert time.monotonic() - began < 8
 
@@ -282,7 +282,7 @@ def test_more_connections_than_a_volume_may_have(served) -> None:
                 client = Nbd.connect(served.nbd_socket, "data")
                 client._socket.settimeout(10)
                 client.read(0, 512)
-            except (AssertionError, OSError):
+            except OSError:
                 continue
             stack.callback(client.close)
             inside += 1

@@ -34,7 +34,8 @@ typedef struct tz_file {
 } tz_file;
 
 /* Opens with O_DIRECT where the file system has it (statx STATX_DIOALIGN; where statx does not say, the
- * logical sector size, proved by a read), buffered otherwise, or when the size is not a multiple of
+ * logical sector size, proved by a read) with an alignment of memory of at most 4096 and of offsets of at most 64 KiB,
+ * buffered otherwise, or when the size is not a multiple of
  * offset_align and the file is to be written in place (TZ_FILE_WRITE): a direct write of the last
  * block would make the file longer. Always close-on-exec. */
 int tz_file_open(tz_file *out, const char *path, unsigned flags);

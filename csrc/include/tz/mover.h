@@ -10,7 +10,9 @@
  * from claim to end. Each transfer has an area of the buffer space and starts when it is granted. A source
  * that has a gate is looked at on every chunk: punctured ends the transfer; past the low mark the chunks that
  * hold live slots are claimed ahead of order (not for a stream, which has an order). A stuck or slow end of one
- * transfer leaves the others at least a place in flight each.
+ * transfer leaves the others at least a place in flight each; files of user-space file systems are read and written by
+ * threads of the kernel's (TZ_IO_ASIDE), so that one that does not answer does not keep the worker either; one that
+ * does not say where its holes are does.
  *
  * From validation on the frame is the only certain copy of its chunk: it is never re-read from the volume.
  *
@@ -224,8 +226,9 @@ uint64_t tz_mover_bytes_done(tz_mover *mover); /* over all transfers */
 /* An outcome (enum tz_outcome) a chunk; NULL for transfers that have none. Final once the transfer has ended. */
 const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer);
 
-/* The oldest operation on a device, source or target, that has not ended: since when, in nanoseconds; 0: there is none.
- * Waiting for the reader of a stream does not count. */
+/* The oldest operation on a device, source or target, that has not ended, or look for holes: since when, in nanoseconds;
+ * 0: there is none. Waiting for the reader of a stream does not count, nor does what a worker asks of a target without an
+ * operation (to make a pack; the size of an image). */
 uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_side *side);
 
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
