@@ -18,7 +18,7 @@ from timezero._native.subsystem import Session
 from timezero.config import Limits, SidefileConfig, track_for
 from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
-from timezero.subsystem.admission import Machine, admit
+from timezero.subsystem.admission import Machine, admit, look
 from timezero.subsystem.group import Group, Part, Report
 from timezero.subsystem.volumes import Volumes
 
@@ -182,10 +182,13 @@ class Registry:
         """Reserve what the session will take, before it takes anything; and who is to give way to it."""
         group = Group(name, volumes, wish.memory_bytes * len(volumes), wish.file_bytes * len(volumes))
         with self._lock:
+            others = [*self._groups.values(), *self._ended]
+        room = look(group, others, self._defaults.path, self._machine)  # a disk that hangs keeps this session waiting
+        with self._lock:
             if name in self._groups:
                 raise RequestError("bad-request", f"session {name} exists already")
             others = [*self._groups.values(), *self._ended]
-            claims = {claim.name for claim in admit(group, others, self._limits, self._defaults.path, self._machine)}
+            claims = {claim.name for claim in admit(group, others, self._limits, room, self._machine)}
             leaving = [other for other in others if other.name in claims and other.may_give_way]
             for other in leaving:
                 other.leaves()
