@@ -225,11 +225,30 @@ def test_the_estimate_before_a_backup(start: Callable, write: Callable, tmp_path
     [dataset] = outcome.document["datasets"]
     assert part["images"] > 0
     assert part["images"] / 4 < dataset["session"]["images"] + dataset["session"]["zero_images"] < part["images"] * 4
-    # and the next one knows how fast that was
-    speed = volume(server)["copy_bytes_s"]
-    assert SIZE / 5 < speed < SIZE
-    assert told(timezero("copy", "db", tmp_path / "out", "--json", env=env).err)["speed"]["source"] == "observed"
     load.stop()
+
+
+def test_the_next_estimate_knows_how_fast_a_copy_was_that_nothing_held_back(start: Callable, tmp_path: Path) -> None:
+    server = start("")
+    env = {"TIMEZERO_CONTROL": server.control}
+
+    def copied(name: str, *options: str) -> dict[str, Any]:
+        outcome = timezero("copy", "db", tmp_path / name, "--json", *options, env=env)
+        assert outcome.code == 0, outcome.err
+        return told(outcome.err)["speed"]
+
+    copied("rate", "--rate", "8M")  # two seconds, in which it waited
+    assert volume(server)["copy_bytes_s"] is None
+    with session.prepare(server.control, ["db"]) as group:
+        group.suspend()
+        group.end(copy_bytes_s=12345678)
+    assert volume(server)["copy_bytes_s"] == 12345678
+    assert copied("next") == {"bytes_s": 12345678, "source": "observed"}
+    assert copied("slower", "--rate", "8M") == {"bytes_s": 8 * MIB, "source": "asked"}
+    assert volume(server)["copy_bytes_s"] == 12345678
+    with session.prepare(server.control, ["db"]) as group, pytest.raises(ControlError, match="copy_bytes_s"):
+        group.suspend()
+        group.end(copy_bytes_s=-1)
 
 
 def test_a_backup_that_will_not_fit_is_warned_of_before_it_starts(

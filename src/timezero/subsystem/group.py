@@ -48,7 +48,6 @@ class Group:
         self.suspended = False  # has been through a suspension
         self.leaving = False  # gives way, or has
         self.whole = False  # its domain is all of its volumes
-        self.t0 = 0.0  # seconds of the monotonic clock
         self._ending = threading.Lock()  # its owner may end it while it gives way
 
     @property
