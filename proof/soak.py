@@ -15,9 +15,7 @@ import argparse
 import gc
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from proof.load import Load, build, fill
+from proof.served import Serving
 from timezero.errors import PunctureError
 from timezero.jobs.backup import backup
 from timezero.jobs.options import MoverOptions, SessionOptions
@@ -106,22 +105,14 @@ class Soak:
             load.start()
             stack.callback(load.kill)
 
-    def _serve(self, stack: ExitStack, images: dict[str, Path]) -> subprocess.Popen[str]:
+    def _serve(self, stack: ExitStack, images: dict[str, Path]) -> Serving:
         nbd, control = self._sockets
-        command = [sys.executable, "-m", "timezero", "serve", "--nbd", f"nbd+unix:///?socket={nbd}"]
-        command += ["--control", str(control), "--sidefile-path", str(self._tiers), "--sidefile-file", "64M"]
-        command += ["--sidefile-memory", "16M"]
+        words: list[object] = ["--nbd", f"nbd+unix:///?socket={nbd}", "--control", control]
+        words += ["--sidefile-path", self._tiers, "--sidefile-file", "64M", "--sidefile-memory", "16M"]
         for name, image in images.items():
-            command += ["--volume", f"{name}={image}"]
-        environment = os.environ | {"TMPDIR": str(self._temporary)}
-        log = stack.enter_context((self._folder / "serve.log").open("w"))
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        stack.callback(_stop, server)
-        assert server.stdout is not None
-        stack.callback(server.stdout.close)
-        if server.stdout.readline() != "ready\n":
-            raise RuntimeError((self._folder / "serve.log").read_text())
-        return server
+            words += ["--volume", f"{name}={image}"]
+        server = Serving(words, self._folder / "serve.log", env={"TMPDIR": str(self._temporary)})
+        return stack.enter_context(server)
 
     def round(self, *, puncture: bool, keep: int) -> int:
         """A backup, verified; old ones pruned. How many chunks came from a sidefile. puncture: one that must fail."""
@@ -156,17 +147,6 @@ class Soak:
         updates = sum(int(summary["updates"]) for load in self._loads for summary in load.stop())
         verify(str(self._repo)).raise_for_damage()
         return updates
-
-
-def _stop(server: subprocess.Popen[str]) -> None:
-    if server.poll() is None:
-        server.send_signal(signal.SIGTERM)
-    try:
-        server.wait(60)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-        raise
 
 
 def soak(
