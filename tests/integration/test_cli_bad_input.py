@@ -67,6 +67,8 @@ CASES = [
     ("copy a.img new.img --rate -5", 2, "rate"),
     ("copy a.img new.img --depth 5000", 2, "out of range"),
     ("copy a.img new.img --mode fast", 2, "invalid choice"),
+    ("verify --repo repo --mode full", 2, "unrecognized arguments: --mode"),
+    ("restore --repo repo latest/a.img new.img --mode full", 2, "unrecognized arguments: --mode"),
     ("copy a.img new.img --chunk-size 3M", 2, "power of two"),
     ("copy a.img new.img --chunk-size 64M", 2, "16 MiB"),
     ("copy a.img new.img --track-size 1K", 2, "track"),
