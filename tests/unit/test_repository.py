@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from timezero.config import TRACK_USUAL
 from timezero.errors import LockedError, NoRepositoryError, TimezeroError, UsageError, VerificationError
 from timezero.repository import (
     DatasetRecord,
@@ -126,7 +127,7 @@ def test_first_use(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / names.temporary_name()).write_text("left by one that was killed")
     made = Repository.open_or_create(str(tmp_path), chunk_size=1 << 16)
-    assert made.info.chunk_size == 1 << 16
+    assert (made.info.chunk_size, made.info.track_size) == (1 << 16, TRACK_USUAL)
     again = Repository.open_or_create(str(tmp_path), chunk_size=1 << 20)
     assert again.info == made.info
     assert again.ids() == []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from timezero.repository.writer import PointWriter
 
 CHUNK_DEFAULT = 1 << 20
-TRACK_DEFAULT = 64 << 10
+TRACK_DEFAULT = 4 << 10  # what sessions usually have (config.TRACK_USUAL), for datasets that have none
 #: Seconds that a backup about to start waits for a prune.
 _PATIENCE_S = 10.0
 
