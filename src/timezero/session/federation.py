@@ -45,8 +45,8 @@ class Federation:
         next(group for group in self._groups if any(part.volume == volume for part in group.parts)).set_domain(volume)
 
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
-        """Reach T0 on all of them; nanoseconds: of each step the longest, and from the first gate's closing to the last
-        one's opening as `total_ns`.
+        """Reach T0 on all of them; nanoseconds: of each step the longest, and from the order to close until all
+        answered that they are open as `total_ns`.
 
         Raises DeadlineError when not all gates were closed together within `deadline_us`; LockedError when one of the
         subsystems is busy with another suspension.

@@ -81,7 +81,8 @@ class Group:
         self._client.call("domain", session=self.name, volume=volume)
 
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
-        """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds.
+        """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds; `total_ns` counts
+        from the first gate closed, and `close_ns` from the order to close.
 
         Raises DeadlineError when it took longer than `deadline_us` microseconds (the application runs on, there is no
         T0), LockedError when another suspension is under way.
