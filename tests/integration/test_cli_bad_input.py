@@ -14,7 +14,7 @@ import pytest
 
 from tests.command import MIB, image, snapshot, succeed, timezero
 from timezero.cli import main
-from timezero.repository import store
+from timezero.repository import opened
 
 DEEP = "recovery-points/*/"
 
@@ -230,7 +230,7 @@ def test_damaged_points_are_listed_as_such(place: Path) -> None:
 
 
 def test_locked(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signals: None) -> None:
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(opened, "_PATIENCE_S", 0.2)
     with open(place / "repo" / "repository.json", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = snapshot(place)

@@ -24,7 +24,7 @@ from timezero.repository import (
     durable,
     index,
     names,
-    store,
+    opened,
 )
 from timezero.repository import prune as prune_module
 from timezero.repository.locks import FileLock
@@ -448,7 +448,7 @@ def test_prune_stops_at_a_manifest_it_cannot_read(repository: Repository) -> Non
 
 
 def test_locks(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(opened, "_PATIENCE_S", 0.0)
     point_id = commit(repository, "a")
     with repository.lock_exclusive(), pytest.raises(LockedError) as caught:
         FileLock(os.path.join(repository.path, "repository.json"), shared=True, what="x", patience=0)
