@@ -14,6 +14,8 @@ from urllib.parse import quote
 import pytest
 
 from proof.served import wait_ready
+from tests.command import image, succeed
+from tests.damage import Stored
 from tests.integration.filesystems import KINDS, FileSystem, file_system, run
 
 START_TIMEOUT = 30.0  # seconds
@@ -123,3 +125,17 @@ def place(system: FileSystem, request: pytest.FixtureRequest) -> Iterator[Path]:
     place.mkdir()
     yield place
     run("rm", "-rf", place)
+
+
+@pytest.fixture
+def original(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A file `disk` of as many bytes as the test's module says in SIZE."""
+    size: int = request.module.SIZE
+    return image(tmp_path / "disk", size)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, original: Path) -> Stored:
+    """The recovery point of `original` in a repository `repo`."""
+    succeed("backup", "--repo", tmp_path / "repo", original)
+    return Stored(tmp_path / "repo")

@@ -19,17 +19,6 @@ from tests.file_points import commit_files
 SIZE = 24 * MIB + 5000
 
 
-@pytest.fixture
-def original(tmp_path: Path) -> Path:
-    return image(tmp_path / "disk", SIZE)
-
-
-@pytest.fixture
-def stored(tmp_path: Path, original: Path) -> Stored:
-    succeed("backup", "--repo", tmp_path / "repo", original)
-    return Stored(tmp_path / "repo")
-
-
 def verified(stored: Stored, *options: object) -> dict[str, object]:
     outcome = timezero("verify", "--repo", stored.repo, "--json", *options)
     assert outcome.code == 6, outcome.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import pytest
 
 from proof.load import Load, build
 from tests.command import COMMAND, MIB, environment, image, succeed, timezero
+from tests.watching import TIMEOUT, until, volume
 from timezero import session
 from timezero.control import ControlError
 from timezero.errors import PunctureError
 
 SIZE = 16 * MIB
 DEADLINE_US = 20_000_000
-TIMEOUT = 60.0
 
 PUNCTURE = 'when_full = "puncture-largest"'
 
@@ -58,18 +57,6 @@ def write(binary: Path, tmp_path: Path) -> Iterator[Callable]:
     yield run
     for load in loads:
         load.kill()
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-    return found
-
-
-def volume(server: Any, name: str = "db") -> dict[str, Any]:
-    return next(item for item in session.status(server.control)["volumes"] if item["name"] == name)
 
 
 def writes_go_on(server: Any, name: str = "db") -> None:

@@ -12,13 +12,13 @@ import pytest
 
 import timezero as api
 from proof import load
+from tests.watching import TIMEOUT, until, volume
 from timezero import session
 from timezero.jobs.options import MoverOptions, SessionOptions
 from timezero.jobs.pace import Pace
 
 MIB = 1 << 20
 SIZE = 32 * MIB
-TIMEOUT = 60.0
 
 
 @pytest.fixture
@@ -198,14 +198,3 @@ def test_without_a_session_it_only_waits(image, tmp_path, monkeypatch):
     assert hour[0] == 23
     assert looks[:3] == [(0, True)] * 3 and looks[-1] == (image.stat().st_size, False)
     assert (tmp_path / "target").read_bytes() == image.read_bytes()
-
-
-def volume(server):
-    return next(item for item in session.status(server.control)["volumes"] if item["name"] == "db")
-
-
-def until(condition, what):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
