@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from proof.explain import NEVER, RECORD, Verdict, explain
 from proof.files import Activity, Ledger, judge, machine_files
 from proof.load import Load, build, fill
+from proof.served import Serving
 from proof.stack import mounted_export, mounted_image
 
 MIB = 1 << 20
@@ -64,23 +64,10 @@ class Demo:
         return json.loads(done.stdout)
 
     def serve(self, stack: ExitStack) -> None:
-        words = ["serve", "--volume", f"files={self.image('files')}", "--volume", f"blocks={self.image('blocks')}",
+        words = ["--volume", f"files={self.image('files')}", "--volume", f"blocks={self.image('blocks')}",
                  "--nbd", f"nbd+unix:///?socket={self.nbd}", "--control", str(self.control), "--quiet"]  # fmt: skip
-        self.commands.append(" ".join(["timezero", *words, "&"]))
-        server = subprocess.Popen([TIMEZERO, *words], stdout=subprocess.PIPE, text=True)
-        stack.callback(self.end, server)
-        if server.stdout is None or server.stdout.readline().strip() != "ready":
-            raise SystemExit("demo: the server did not get ready")
-
-    @staticmethod
-    def end(process: subprocess.Popen[str]) -> None:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=30)
+        self.commands.append(" ".join(["timezero", "serve", *words, "&"]))
+        stack.enter_context(Serving(words, self.folder / "serve.log", command=[TIMEZERO, "serve"]))
 
     def prepare(self) -> None:
         for name in ("files", "blocks"):

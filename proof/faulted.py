@@ -60,15 +60,14 @@ class Runner:
             place = folder / "volume"
             if in_memory:
                 place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))) / "volume"
-            self._servers[key] = Server(folder, place, engine)
+            self._servers[key] = server = Server(folder, place, engine)
+            self._stack.callback(server.stop)  # each, whatever becomes of the others
         return self._servers[key]
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers.values():
-            server.stop()
         self._stack.close()
 
 

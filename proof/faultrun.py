@@ -19,6 +19,7 @@ from pathlib import Path
 from proof.explain import explain
 from proof.faultplan import TARGET, TIER, VOLUME, Plan
 from proof.load import Load, fill
+from proof.served import Serving
 from proof.shim import Shim
 from proof.words import after_the_estimate
 from timezero import session
@@ -45,28 +46,28 @@ class Server:
         self.shim = Shim(folder, "server")
         self._log = folder / "log"
         self._engine = engine
-        self.process: subprocess.Popen[str] | None = None
+        self._serving: Serving | None = None
         self.idle = 0  # descriptors
 
     def start(self, size: int) -> None:
         """Serve the volume at this size; at once when it is served already."""
-        if self.process and self.process.poll() is None:
+        if self.is_running:
             if self.image.stat().st_size == size:
                 return
             self.stop()
         os.truncate(self.image, size)
-        command = [
-            sys.executable, "-m", "timezero", "serve", "--volume", f"data={self.image}", "--control", self.control,
-            "--nbd", f"nbd+unix:///?socket={self.nbd}", "--sidefile-path", str(self.tier), "--sidefile-file", "1M",
+        words = [
+            "--volume", f"data={self.image}", "--control", self.control, "--nbd", f"nbd+unix:///?socket={self.nbd}",
+            "--sidefile-path", self.tier, "--sidefile-file", "1M",
         ]  # fmt: skip
-        environment = os.environ | self.shim.environment | {"TIMEZERO_IO": self._engine}
-        with self._log.open("a") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self.process.stdout is not None
-        if self.process.stdout.readline() != "ready\n":
-            raise RuntimeError(f"timezero serve did not start: {self._log.read_text()}")
+        self._serving = Serving(words, self._log, env=self.shim.environment | {"TIMEZERO_IO": self._engine})
         time.sleep(0.1)  # it has some more a moment after it is ready
         self.idle = self.descriptors()
+
+    @property
+    def is_running(self) -> bool:
+        """Is there one that has not ended?"""
+        return self._serving is not None and self._serving.is_running
 
     def empty(self) -> None:
         """Zeros all over the volume, below an idle server."""
@@ -76,20 +77,13 @@ class Server:
 
     def descriptors(self) -> int:
         """How many it has open."""
-        assert self.process
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        assert self._serving
+        return len(os.listdir(f"/proc/{self._serving.pid}/fd"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it; its exit code."""
-        if self.process is None:
-            return 0
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        code = self.process.wait(TIMEOUT)
-        if self.process.stdout:
-            self.process.stdout.close()
-        self.process = None
-        return code
+        serving, self._serving = self._serving, None
+        return serving.stop(number) if serving else 0
 
 
 @dataclass
@@ -144,7 +138,7 @@ class Run:
             self._set_rules()
             self._job("first")
             self._clear_rules()
-            if server.process and server.process.poll() is None:
+            if server.is_running:
                 self._look_at_server()
                 if self.report.code != 0:
                     self._job("second")  # whatever happened: the next one is none the worse for it

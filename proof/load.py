@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from proof.compiled import compiled
 
 SOURCE = Path(__file__).with_name("blockload.c")
 STOP_TIMEOUT = 60.0
@@ -16,14 +16,7 @@ STOP_TIMEOUT = 60.0
 
 def build(directory: Path) -> Path:
     """The compiled load generator in `directory`; compiled again when its source is newer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    binary = directory / "blockload"
-    if not binary.exists() or binary.stat().st_mtime < SOURCE.stat().st_mtime:
-        compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-        fresh = directory / f"blockload.{os.getpid()}"
-        subprocess.run([compiler, "-O2", "-o", fresh, SOURCE], check=True)
-        fresh.rename(binary)
-    return binary
+    return compiled(SOURCE, directory / "blockload", "-O2")
 
 
 def fill(binary: Path, image: Path, volume: int, start: int, end: int) -> None:

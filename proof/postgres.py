@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from proof.served import Serving
 from proof.stack import mounted_export, mounted_image
 
 MIB = 1 << 20
@@ -221,15 +222,12 @@ class World:
     def __init__(self, stack: ExitStack, folder: Path, scale: int) -> None:
         self.folder, self.scale = folder, scale
         self.control, nbd = folder / "control.sock", folder / "nbd.sock"
-        words = ["serve", "--control", str(self.control), "--nbd", f"nbd+unix:///?socket={nbd}"]
+        words = ["--control", str(self.control), "--nbd", f"nbd+unix:///?socket={nbd}"]
         for name, size in SIZES.items():
             (folder / f"{name}.img").touch()
             os.truncate(folder / f"{name}.img", size)
             words += ["--volume", f"{name}={folder / name}.img"]
-        server = subprocess.Popen([sys.executable, "-m", "timezero", *words], stdout=subprocess.PIPE, text=True)
-        stack.callback(self._end, server)
-        if server.stdout is None or server.stdout.readline() != "ready\n":
-            raise RuntimeError("the server did not get ready")
+        stack.enter_context(Serving(words, folder / "serve.log"))
         roots = {
             name: stack.enter_context(mounted_export(f"nbd+unix:///{name}?socket={nbd}", folder / name, make))
             for name, make in (("pgdata", ["mkfs.ext4", "-q"]), ("pgwal", ["mkfs.xfs", "-q"]))
@@ -237,11 +235,6 @@ class World:
         self.database = create(roots["pgdata"] / "cluster", roots["pgwal"] / "wal", folder / "run", scale)
         stack.enter_context(self.database.running())
         self.acknowledged: dict[tuple[int, int], float] = {}
-
-    @staticmethod
-    def _end(server: subprocess.Popen[str]) -> None:
-        server.terminate()
-        server.wait(TIMEOUT)
 
     def timezero(self, *words: object) -> Any:
         done = subprocess.run(

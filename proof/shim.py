@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
+
+from proof.compiled import compiled
 
 OPEN, READ, WRITE, SYNC, NAME, UNLINK, MKDIR, SIZE = (1 << bit for bit in range(8))
 CALLS = {
@@ -31,14 +31,7 @@ _LAYOUT = struct.Struct("<6I3Q208s")
 
 def build(directory: Path) -> Path:
     """The compiled library in `directory`; compiled again when its source is newer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    library = directory / "shim.so"
-    if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:
-        compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-        fresh = directory / f"shim.{os.getpid()}"
-        subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", fresh, SOURCE, "-ldl"], check=True)
-        fresh.rename(library)
-    return library
+    return compiled(SOURCE, directory / "shim.so", "-O1", "-shared", "-fPIC", "-ldl")
 
 
 class Shim:

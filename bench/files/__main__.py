@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Contender, alternate, table
+from proof.served import Serving
 from proof.stack import mounted_export
 
 TIMEZERO = str(Path(sys.executable).with_name("timezero"))
@@ -122,11 +123,8 @@ def main() -> int:
         volume, control, nbd = folder / "volume", folder / "control", folder / "nbd"
         volume.touch()
         os.truncate(volume, 128 * GIB)
-        words = [TIMEZERO, "serve", "--volume", f"data={volume}", "--control", str(control), "--quiet"]
-        server = subprocess.Popen([*words, "--nbd", f"nbd+unix:///?socket={nbd}"], stdout=subprocess.PIPE, text=True)
-        stack.callback(lambda: (server.terminate(), server.wait(60)))
-        if server.stdout is None or server.stdout.readline() != "ready\n":
-            raise SystemExit("bench.files: the server did not get ready")
+        words = ["--volume", f"data={volume}", "--control", control, "--quiet", "--nbd", f"nbd+unix:///?socket={nbd}"]
+        stack.enter_context(Serving(words, folder / "serve.log", command=[TIMEZERO, "serve"]))
         make = ["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard"]
         root = stack.enter_context(mounted_export(f"nbd+unix:///data?socket={nbd}", folder / "mount", make))
         for name, size in (

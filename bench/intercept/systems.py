@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from proof.served import wait_ready
 
 TIMEOUT = 300.0  # seconds
 EXPORT = "volume"
@@ -68,8 +69,7 @@ class Timezero(Server):
              str(self._control), "--nbd", f"nbd+unix:///?socket={folder / 'nbd.sock'}", *serve],
             folder,
         )  # fmt: skip
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], 60)[0] or self.process.stdout.readline() != "ready\n":
+        if not wait_ready(self.process):
             error = self._fail("timezero serve was not ready")
             self.__exit__(None, None, None)
             raise error

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import select
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench.intercept.application import Fio
+from proof.served import Serving
 from timezero import session
 from timezero.units import GIB, KIB, MIB, TIB, parse_size
 
@@ -63,22 +61,22 @@ class Case:
 @contextmanager
 def serving(case: Case, folder: Path) -> Any:
     """timezero serve over fresh sparse files."""
-    command = [sys.executable, "-m", "timezero", "serve", "--control", str(folder / "control.sock"), "--quiet",
-               "--nbd", f"nbd+unix:///?socket={folder / 'nbd.sock'}", "--sidefile-memory", str(case.memory),
-               "--max-session-memory", str(case.memory * case.volumes)]  # fmt: skip
+    words = [
+        "--control",
+        str(folder / "control.sock"),
+        "--nbd",
+        f"nbd+unix:///?socket={folder / 'nbd.sock'}",
+        "--quiet",
+    ]
+    words += ["--sidefile-memory", str(case.memory), "--max-session-memory", str(case.memory * case.volumes)]
     for number in range(case.volumes):
         with (folder / f"{number}.img").open("wb") as file:
             file.truncate(case.size)
-        command += ["--volume", f"v{number}={folder / f'{number}.img'}"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        words += ["--volume", f"v{number}={folder / f'{number}.img'}"]
     try:
-        assert process.stdout is not None
-        if not select.select([process.stdout], [], [], 60)[0] or process.stdout.readline() != "ready\n":
-            raise RuntimeError("timezero serve was not ready")
-        yield
+        with Serving(words, folder / "serve.log"):
+            yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
         for path in folder.glob("*.img"):
             path.unlink()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from proof.crash.application import Application
 from proof.crash.package import environment
 from proof.nbd import Nbd
+from proof.served import wait_ready
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -94,9 +94,7 @@ class World:
             "--control", self.control, "--sidefile-memory", "256K", "--sidefile-path", self.folder / "sidefile",
             "--sidefile-file", "16M", point=point, stop=stop,
         )  # fmt: skip
-        assert self.server.stdout
-        ready = select.select([self.server.stdout], [], [], TIMEOUT)[0] and self.server.stdout.readline() == "ready\n"
-        if not ready:
+        if not wait_ready(self.server, TIMEOUT):
             self.server.kill()
             raise WrongError(f"the server does not start: {self.server.communicate()[1].strip()}")
 

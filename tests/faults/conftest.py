@@ -16,18 +16,11 @@ import pytest
 from proof.shim import Shim
 from proof.words import after_the_estimate
 from tests.integration.conftest import serve
+from tests.watching import until
 
 __all__ = ["serve"]
 
 TIMEOUT = 60.0
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
-    """Wait for something that has to come true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def told(err: str, *words: str) -> None:

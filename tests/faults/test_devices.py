@@ -15,7 +15,8 @@ import pytest
 from proof.nbd import Nbd
 from proof.words import FORESEEN
 from tests.command import COMMAND, environment, timezero
-from tests.faults.conftest import Device, told, until
+from tests.faults.conftest import Device, told
+from tests.watching import until
 from timezero import session
 from timezero.repository import Repository
 

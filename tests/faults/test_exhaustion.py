@@ -16,8 +16,9 @@ import pytest
 
 from proof.nbd import Nbd
 from tests.command import COMMAND, Outcome, environment, timezero
-from tests.faults.conftest import descriptors, settled, told, until
+from tests.faults.conftest import descriptors, settled, told
 from tests.integration.conftest import serve_command
+from tests.watching import until
 from timezero import session
 from timezero.repository import Repository
 

@@ -20,7 +20,8 @@ import pytest
 
 from proof.nbd import Nbd
 from tests.command import timezero
-from tests.faults.conftest import descriptors, settled, until
+from tests.faults.conftest import descriptors, settled
+from tests.watching import until
 from timezero import session
 
 MIB = 1 << 20

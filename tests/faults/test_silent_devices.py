@@ -17,8 +17,8 @@ import pytest
 from proof.nbd import Nbd
 from proof.shim import READ, SYNC, WRITE, Shim
 from tests.command import COMMAND, environment, timezero
-from tests.faults.conftest import descriptors, settled, told, until
-from timezero import session
+from tests.faults.conftest import descriptors, settled, told
+from tests.watching import sessions, until
 from timezero.repository import Repository
 
 MIB = 1 << 20
@@ -58,10 +58,6 @@ def start(*words: object, env: dict[str, str]) -> subprocess.Popen[str]:
         [*COMMAND, *map(str, words)], env=environment(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def sessions(served) -> list[dict]:
-    return session.status(served.control)["sessions"]
 
 
 def test_a_before_image_that_does_not_come(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,9 @@ from urllib.parse import quote
 
 import pytest
 
+from proof.served import wait_ready
+from tests.command import image, succeed
+from tests.damage import Stored
 from tests.integration.filesystems import KINDS, FileSystem, file_system, run
 
 START_TIMEOUT = 30.0  # seconds
@@ -62,15 +63,6 @@ def serve_command(
     return command
 
 
-def wait_ready(process: subprocess.Popen[str]) -> bool:
-    """True when it said `ready`, false when it ended instead. A timeout fails the test."""
-    assert process.stdout is not None
-    deadline = time.monotonic() + START_TIMEOUT
-    while not select.select([process.stdout], [], [], 0.1)[0]:
-        assert time.monotonic() < deadline, "timezero serve was not ready in time"
-    return process.stdout.readline() == "ready\n"
-
-
 @pytest.fixture
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """serve(volumes: {name: path}, env={...}, at=served, **opts) -> Served. Ended with the test, by its process id.
@@ -99,9 +91,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             )
         served = Served(process, nbd_socket, control, log)
         running.append(served)
-        if not wait_ready(process):
-            process.wait(STOP_TIMEOUT)
-            pytest.fail(f"timezero serve ended with {process.returncode}: {served.stderr()}")
+        if not wait_ready(process, START_TIMEOUT):
+            pytest.fail(f"timezero serve did not get ready and ended with {served.stop()}: {served.stderr()}")
         return served
 
     yield start
@@ -134,3 +125,17 @@ def place(system: FileSystem, request: pytest.FixtureRequest) -> Iterator[Path]:
     place.mkdir()
     yield place
     run("rm", "-rf", place)
+
+
+@pytest.fixture
+def original(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A file `disk` of as many bytes as the test's module says in SIZE."""
+    size: int = request.module.SIZE
+    return image(tmp_path / "disk", size)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, original: Path) -> Stored:
+    """The recovery point of `original` in a repository `repo`."""
+    succeed("backup", "--repo", tmp_path / "repo", original)
+    return Stored(tmp_path / "repo")

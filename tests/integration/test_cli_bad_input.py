@@ -14,7 +14,7 @@ import pytest
 
 from tests.command import MIB, image, snapshot, succeed, timezero
 from timezero.cli import main
-from timezero.repository import store
+from timezero.repository import opened
 
 DEEP = "recovery-points/*/"
 
@@ -67,6 +67,8 @@ CASES = [
     ("copy a.img new.img --rate -5", 2, "rate"),
     ("copy a.img new.img --depth 5000", 2, "out of range"),
     ("copy a.img new.img --mode fast", 2, "invalid choice"),
+    ("verify --repo repo --mode full", 2, "unrecognized arguments: --mode"),
+    ("restore --repo repo latest/a.img new.img --mode full", 2, "unrecognized arguments: --mode"),
     ("copy a.img new.img --chunk-size 3M", 2, "power of two"),
     ("copy a.img new.img --chunk-size 64M", 2, "16 MiB"),
     ("copy a.img new.img --track-size 1K", 2, "track"),
@@ -228,7 +230,7 @@ def test_damaged_points_are_listed_as_such(place: Path) -> None:
 
 
 def test_locked(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signals: None) -> None:
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(opened, "_PATIENCE_S", 0.2)
     with open(place / "repo" / "repository.json", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = snapshot(place)

@@ -12,6 +12,7 @@ import pytest
 from proof import load
 from proof.words import after_the_estimate
 from tests.command import digest, image, succeed, timezero
+from tests.watching import sessions, until
 from timezero import session
 from timezero.errors import DeadlineError, PunctureError, UsageError
 
@@ -31,15 +32,8 @@ def controls(servers):
     return [server.control for server in servers]
 
 
-def sessions(server):
-    return session.status(server.control)["sessions"]
-
-
 def until_idle(server):
-    end = time.monotonic() + 30
-    while sessions(server):
-        assert time.monotonic() < end, "the session stays"
-        time.sleep(0.02)
+    until(lambda: not sessions(server), "the session stays")
 
 
 def test_a_backup_of_volumes_of_two_servers(servers, tmp_path):

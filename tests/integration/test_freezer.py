@@ -16,13 +16,11 @@ from pathlib import Path
 import pytest
 
 from proof.stack import mounted_export
-from tests.integration.filesystems import MIB, FileSystem, file_system, is_frozen, run
+from tests.integration.filesystems import KINDS, MIB, FileSystem, file_system, is_frozen, run
 from timezero import _linux
 from timezero.concordance import freezer
 from timezero.concordance.freezer import Freezer, WatchdogLostError
 from timezero.errors import DeadlineError, TimezeroError, UsageError
-
-KINDS = ("ext4", "xfs")
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,6 @@ from timezero.jobs.restore import restore
 SIZE = 48 * MIB + 5000
 
 
-@pytest.fixture
-def original(tmp_path: Path) -> Path:
-    return image(tmp_path / "disk", SIZE)
-
-
-@pytest.fixture
-def stored(tmp_path: Path, original: Path) -> Stored:
-    succeed("backup", "--repo", tmp_path / "repo", original)
-    return Stored(tmp_path / "repo")
-
-
 def interrupted(stored: Stored, target: Path, *options: object, sign: int, blocks: int = 8 * MIB // 512) -> str:
     """A restore that gets a signal when it is on its way; what it said."""
     command = [*COMMAND, "restore", "--repo", stored.repo, "latest", target, "--rate", "16M", *options]

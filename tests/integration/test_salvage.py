@@ -19,17 +19,6 @@ from tests.file_points import commit_files
 SIZE = 24 * MIB + 5000
 
 
-@pytest.fixture
-def original(tmp_path: Path) -> Path:
-    return image(tmp_path / "disk", SIZE)
-
-
-@pytest.fixture
-def stored(tmp_path: Path, original: Path) -> Stored:
-    succeed("backup", "--repo", tmp_path / "repo", original)
-    return Stored(tmp_path / "repo")
-
-
 def verified(stored: Stored, *options: object) -> dict[str, object]:
     outcome = timezero("verify", "--repo", stored.repo, "--json", *options)
     assert outcome.code == 6, outcome.err
@@ -273,7 +262,7 @@ def test_a_file_system_without_direct_reads_is_told(original: Path) -> None:
 def test_packs_are_read_past_the_cache(stored: Stored) -> None:
     """A slow verification, looked at while it runs: its packs are open with O_DIRECT."""
     assert succeed("verify", "--repo", stored.repo)["cached"] is False
-    command = [*COMMAND, "verify", "--repo", str(stored.repo), "--rate", "2M", "--mode", "fixed"]
+    command = [*COMMAND, "verify", "--repo", str(stored.repo), "--rate", "2M"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL) as process:
         try:
             assert _wait_for_direct(process, stored), "no pack was open with O_DIRECT"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from proof.served import wait_ready
 from timezero import session
 
 MIB = 1 << 20
@@ -261,7 +262,7 @@ def test_a_log_that_nobody_reads_is_no_reason_to_end(image, tmp_path):
     command = [sys.executable, "-m", "timezero", "serve", "--volume", f"disk={image}", *sockets(tmp_path)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert server.stdout.readline() == "ready\n"
+        assert wait_ready(server)
         server.stderr.close()
         server.stdout.close()
         for _ in range(2):
@@ -361,7 +362,7 @@ def test_a_server_under_nohup_outlives_its_terminal(tmp_path):
     command = ["nohup", sys.executable, "-m", "timezero", "serve", "--volume", f"v={volume}"]
     command += ["--nbd", f"nbd+unix:///?socket={tmp_path / 'nbd'}", "--control", str(tmp_path / "control")]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        assert wait_ready(server)
         server.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):
             server.wait(1.5)

@@ -4,19 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from proof import load
+from tests.watching import TIMEOUT, sessions, until, volume
 from timezero import session
 from timezero.control import Client, ControlError
 from timezero.errors import DeadlineError, LockedError, PunctureError, UsageError
 
 MIB = 1 << 20
 SIZE = 8 * MIB
-TIMEOUT = 60.0
 DEADLINE_US = 20_000_000  # of suspensions that are to succeed, however busy the machine
 SHORT_US = 3_000_000  # enough to close and to drain on a busy disk, and to be slept over
 
@@ -40,10 +39,10 @@ def write(blockload, tmp_path):
     running = []
 
     def start(server, *names, **options):
-        for volume, name in enumerate(names):
+        for number, name in enumerate(names):
             running.append(
                 load.Load(
-                    blockload, Path(server.nbd_socket), name, volume, SIZE, tmp_path, seconds=120,
+                    blockload, Path(server.nbd_socket), name, number, SIZE, tmp_path, seconds=120,
                     options={"min": 512, "max": 32768, "grain": 512, "trim": 2, "zero": 2, **options},
                 ).start()
             )  # fmt: skip
@@ -52,21 +51,6 @@ def write(blockload, tmp_path):
     yield start
     for item in running:
         item.kill()
-
-
-def sessions(server):
-    return session.status(server.control)["sessions"]
-
-
-def volume(server, name="db"):
-    return next(item for item in session.status(server.control)["volumes"] if item["name"] == name)
-
-
-def until(condition, what):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def writes_go_on(server, name="db"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import pytest
 
 from proof.load import Load, build
 from tests.command import COMMAND, MIB, environment, image, succeed, timezero
+from tests.watching import TIMEOUT, until, volume
 from timezero import session
 from timezero.control import ControlError
 from timezero.errors import PunctureError
 
 SIZE = 16 * MIB
 DEADLINE_US = 20_000_000
-TIMEOUT = 60.0
 
 PUNCTURE = 'when_full = "puncture-largest"'
 
@@ -58,18 +57,6 @@ def write(binary: Path, tmp_path: Path) -> Iterator[Callable]:
     yield run
     for load in loads:
         load.kill()
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-    return found
-
-
-def volume(server: Any, name: str = "db") -> dict[str, Any]:
-    return next(item for item in session.status(server.control)["volumes"] if item["name"] == name)
 
 
 def writes_go_on(server: Any, name: str = "db") -> None:
@@ -225,11 +212,30 @@ def test_the_estimate_before_a_backup(start: Callable, write: Callable, tmp_path
     [dataset] = outcome.document["datasets"]
     assert part["images"] > 0
     assert part["images"] / 4 < dataset["session"]["images"] + dataset["session"]["zero_images"] < part["images"] * 4
-    # and the next one knows how fast that was
-    speed = volume(server)["copy_bytes_s"]
-    assert SIZE / 5 < speed < SIZE
-    assert told(timezero("copy", "db", tmp_path / "out", "--json", env=env).err)["speed"]["source"] == "observed"
     load.stop()
+
+
+def test_the_next_estimate_knows_how_fast_a_copy_was_that_nothing_held_back(start: Callable, tmp_path: Path) -> None:
+    server = start("")
+    env = {"TIMEZERO_CONTROL": server.control}
+
+    def copied(name: str, *options: str) -> dict[str, Any]:
+        outcome = timezero("copy", "db", tmp_path / name, "--json", *options, env=env)
+        assert outcome.code == 0, outcome.err
+        return told(outcome.err)["speed"]
+
+    copied("rate", "--rate", "8M")  # two seconds, in which it waited
+    assert volume(server)["copy_bytes_s"] is None
+    with session.prepare(server.control, ["db"]) as group:
+        group.suspend()
+        group.end(copy_bytes_s=12345678)
+    assert volume(server)["copy_bytes_s"] == 12345678
+    assert copied("next") == {"bytes_s": 12345678, "source": "observed"}
+    assert copied("slower", "--rate", "8M") == {"bytes_s": 8 * MIB, "source": "asked"}
+    assert volume(server)["copy_bytes_s"] == 12345678
+    with session.prepare(server.control, ["db"]) as group, pytest.raises(ControlError, match="copy_bytes_s"):
+        group.suspend()
+        group.end(copy_bytes_s=-1)
 
 
 def test_a_backup_that_will_not_fit_is_warned_of_before_it_starts(

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
-from proof.soak import MIB, WARM_UP, judge, soak
+from proof.soak import MIB, WARM_UP, judge, sample, soak
 
 
 def test_backups_in_a_row_leave_nothing_behind() -> None:
     report = soak(15, size=32 * MIB)
-    assert report["ok"], json.dumps(report, indent=1)
+    assert report["ok"] and report["verdict"] == "flat", json.dumps(report, indent=1)
     assert report["backups"] > WARM_UP + 3 and report["punctured"] > 0
 
 
 def test_what_grows_is_told() -> None:
     flat = {"memory": 100 * MIB, "descriptors": 20, "threads": 5, "files": 0}
     seconds = [float(n) for n in range(30)]
-    assert judge([flat] * 30, seconds)["wrong"] == []
-    for key, step in (("memory", MIB), ("descriptors", 1), ("threads", 1), ("files", 1)):
+    assert judge([flat] * 30, seconds)["not_flat"] == []
+    for key, step in (("memory", 40 << 10), ("descriptors", 1), ("threads", 1), ("files", 1)):
         growing = [{**flat, key: flat[key] + n * step} for n in range(30)]
-        assert len(judge(growing, seconds)["wrong"]) == 1
+        assert len(judge(growing, seconds)["not_flat"]) == 1
+    one_look = [{**flat, "threads": 5 + (n == 29)} for n in range(30)]
+    settled = [{**flat, "memory": 100 * MIB + (n >= 10) * 50 * MIB} for n in range(30)]
+    assert judge(one_look, seconds)["not_flat"] == judge(settled, seconds)["not_flat"] == []
+
+
+def test_files_of_the_client_count(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    before = sample(os.getpid(), [tmp_path / "repo"])
+    (tmp_path / "repo" / "left").touch()
+    with (tmp_path / "open").open("w"):
+        after = sample(os.getpid(), [tmp_path / "repo"])
+    assert (after["files"] - before["files"], after["descriptors"] - before["descriptors"]) == (1, 1)

@@ -12,12 +12,13 @@ import pytest
 
 import timezero as api
 from proof import load
+from tests.watching import TIMEOUT, until, volume
 from timezero import session
 from timezero.jobs.options import MoverOptions, SessionOptions
+from timezero.jobs.pace import Pace
 
 MIB = 1 << 20
 SIZE = 32 * MIB
-TIMEOUT = 60.0
 
 
 @pytest.fixture
@@ -168,10 +169,19 @@ def test_outside_of_its_hours_t0_is_kept_and_the_sidefile_drained(serve, image, 
     assert script.done
     assert phases[0] == "waiting" and phases[-1] == "finishing"
     assert result.session and result.session["intercepted"] > 0
+    assert result.estimate and 9 * 3600 <= result.estimate.waits_s <= 10 * 3600
     assert (tmp_path / "target").read_bytes() == content
 
 
 def test_without_a_session_it_only_waits(image, tmp_path, monkeypatch):
+    looks: list[tuple[int, bool]] = []
+
+    class Told(Pace):
+        def look(self, done: int, *, resting: bool) -> None:
+            looks.append((done, resting))
+            super().look(done, resting=resting)
+
+    monkeypatch.setattr("timezero.jobs.moving.Pace", Told)
     hour = [12]
     real = time.localtime
     monkeypatch.setattr(
@@ -186,15 +196,5 @@ def test_without_a_session_it_only_waits(image, tmp_path, monkeypatch):
 
     api.copy(str(image), str(tmp_path / "target"), mover=MoverOptions(window=("23:00-02:00",)), progress=watch)
     assert hour[0] == 23
+    assert looks[:3] == [(0, True)] * 3 and looks[-1] == (image.stat().st_size, False)
     assert (tmp_path / "target").read_bytes() == image.read_bytes()
-
-
-def volume(server):
-    return next(item for item in session.status(server.control)["volumes"] if item["name"] == "db")
-
-
-def until(condition, what):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)

@@ -1,41 +1,51 @@
 """Admission: who may begin, who has to give way, and what the machine has left."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 
-from timezero.config import Limits
+from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig
 from timezero.control.server import RequestError
 from timezero.subsystem import machine
-from timezero.subsystem.admission import DESCRIPTORS_A_VOLUME, Machine, admit
+from timezero.subsystem.admission import DESCRIPTORS_A_VOLUME, Machine, admit, look
+from timezero.subsystem.sessions import Registry
+from timezero.subsystem.volumes import Volumes
 
 MIB = 1 << 20
 MUCH = Machine(memory=lambda: 1 << 50, disk=lambda path: 1 << 50, descriptors=lambda: 1 << 20)
 
 
-@dataclass
+@dataclass(eq=False)
 class Claim:
     name: str
     memory: int = MIB
     file: int = 0
     volumes: tuple[str, ...] = ("db",)
-    coming: tuple[int, int] = (0, 0)
+    coming: int = 0
+    there: int | None = None  # of file; None: all of it
     may_give_way: bool = True
+    leaving: bool = False
+
+    def allocated(self):
+        return self.file if self.there is None else self.there
 
 
-def names(new, others, limits, there_is=MUCH, directory="/spill"):
-    return [claim.name for claim in admit(new, others, limits, directory, there_is)]
+def names(new, others, limits, there_is=MUCH):
+    return [claim.name for claim in admit(new, others, limits, look(new, others, "/spill", there_is), there_is)]
 
 
 def refused(new, others, limits, there_is=MUCH):
     with pytest.raises(RequestError) as error:
-        admit(new, others, limits, "/spill", there_is)
+        names(new, others, limits, there_is)
     assert error.value.code == "limit"
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 REFUSE = Limits(memory=10 * MIB, file=10 * MIB)
+REFUSE_NOTHING = Limits()
 PUNCTURE = Limits(memory=10 * MIB, file=10 * MIB, when_full="puncture-largest")
 
 
@@ -95,7 +105,7 @@ def test_memory_that_the_machine_has_not_got():
     assert names(Claim("new", memory=80 * MIB), [], limits, there_is) == []
     assert "this machine can spare" in refused(Claim("new", memory=100 * MIB), [], limits, there_is)
     # what others were promised is not there any more; what they have is not there in the first place
-    coming = [Claim("a", memory=50 * MIB, coming=(50 * MIB, 0))]
+    coming = [Claim("a", memory=50 * MIB, coming=50 * MIB)]
     assert "this machine can spare" in refused(Claim("new", memory=40 * MIB), coming, limits, there_is)
     assert names(Claim("new", memory=40 * MIB), [Claim("a", memory=50 * MIB)], limits, there_is) == []
     # nobody gives way: the memory would not be back in time
@@ -111,9 +121,28 @@ def test_room_in_the_sidefile_directory():
     assert names(Claim("new", file=100 * MIB), [], limits, there_is) == []
     assert asked == ["/spill"]
     assert "/spill has" in refused(Claim("new", file=101 * MIB), [], limits, there_is)
-    coming = [Claim("a", file=60 * MIB, coming=(0, 60 * MIB))]
+    coming = [Claim("a", file=60 * MIB, there=0)]
     assert "/spill has" in refused(Claim("new", file=50 * MIB), coming, limits, there_is)
     assert names(Claim("new", file=50 * MIB), [Claim("a", file=60 * MIB)], limits, there_is) == []
+
+
+def test_who_was_let_in_since_the_disk_was_looked_at_counts_in_full():
+    there_is = Machine(memory=MUCH.memory, disk=lambda path: 100 * MIB, descriptors=MUCH.descriptors)
+    new, other = Claim("new", file=50 * MIB), Claim("other", file=60 * MIB)
+    room = look(new, [], "/spill", there_is)
+    with pytest.raises(RequestError, match="has 41943040 left"):
+        admit(new, [other], REFUSE_NOTHING, room, there_is)  # it may have allocated everything after the look
+    other.leaving = True
+    assert admit(new, [other], REFUSE_NOTHING, room, there_is) == []
+
+
+def test_a_session_without_a_file_tier_asks_no_disk():
+    def disk(path):
+        raise AssertionError
+
+    there_is = Machine(memory=MUCH.memory, disk=disk, descriptors=MUCH.descriptors)
+    assert look(Claim("new"), [], "/spill", there_is) is None
+    assert look(Claim("new", file=MIB), [], None, there_is) is None
 
 
 def test_descriptors():
@@ -125,8 +154,72 @@ def test_descriptors():
     assert names(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 16)) == []
     assert "1 more open files" in refused(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 15))
     assert names(Claim("new"), others, PUNCTURE, there_is(DESCRIPTORS_A_VOLUME + 15)) == ["b"]
-    others[0].coming = (1, 0)
+    others[0].coming = 1
     assert "9 more open files" in refused(Claim("new"), others, REFUSE, there_is(DESCRIPTORS_A_VOLUME + 16))
+
+
+# ---- the registry: who looks at a disk keeps nobody else waiting, and loses no race ----
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """makes one over the volumes db and log, with a directory for file tiers; disk: what is left there."""
+    paths = {name: tmp_path / name for name in ("db", "log")}
+    for path in paths.values():
+        path.write_bytes(bytes(MIB))
+    volumes = Volumes(ServeConfig(volumes={name: VolumeConfig(str(path)) for name, path in paths.items()}))
+    groups = []
+
+    def make(disk):
+        there_is = Machine(memory=MUCH.memory, disk=disk, descriptors=MUCH.descriptors)
+        made = Registry(volumes, SidefileConfig(path=str(tmp_path)), Limits(), print, there_is)
+
+        def prepare(name, volume, file=0):
+            groups.append((made, made.prepare(name, [volume], made.wish([volume], None, MIB, file))))
+
+        return made, prepare
+
+    yield make
+    for made, group in groups:
+        made.end(group, cancel=True)
+    volumes.close()
+
+
+def test_a_disk_that_hangs_keeps_only_those_waiting_who_want_room_on_it(registry):
+    asked, answers = threading.Event(), threading.Event()
+
+    def hanging(path):
+        asked.set()
+        assert answers.wait(30)
+        return 1 << 40
+
+    made, prepare = registry(hanging)
+    with ThreadPoolExecutor() as pool:
+        try:
+            slow = pool.submit(prepare, "slow", "db", MIB)
+            assert asked.wait(10)
+            pool.submit(prepare, "other", "log").result(10)
+            assert [report["session"] for report in pool.submit(made.status).result(10)] == ["other"]
+        finally:
+            answers.set()
+        slow.result(10)
+    assert {report["session"] for report in made.status()} == {"slow", "other"}
+
+
+def test_two_that_look_at_the_same_time_do_not_get_the_same_room(registry):
+    """The second is let in, and has allocated all of its file tier, while the first looks at what is left."""
+    inside = []
+
+    def disk(path):
+        if not inside:
+            inside.append("second")
+            prepare("second", "log", 6 * MIB)
+        return 10 * MIB
+
+    made, prepare = registry(disk)
+    with pytest.raises(RequestError, match="has 4194304 left"):
+        prepare("first", "db", 5 * MIB)
+    assert [report["session"] for report in made.status()] == ["second"]
 
 
 # ---- the machine ----

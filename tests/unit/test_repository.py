@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from timezero.config import TRACK_USUAL
 from timezero.errors import LockedError, NoRepositoryError, TimezeroError, UsageError, VerificationError
 from timezero.repository import (
     DatasetRecord,
@@ -23,7 +24,7 @@ from timezero.repository import (
     durable,
     index,
     names,
-    store,
+    opened,
 )
 from timezero.repository import prune as prune_module
 from timezero.repository.locks import FileLock
@@ -126,7 +127,7 @@ def test_first_use(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / names.temporary_name()).write_text("left by one that was killed")
     made = Repository.open_or_create(str(tmp_path), chunk_size=1 << 16)
-    assert made.info.chunk_size == 1 << 16
+    assert (made.info.chunk_size, made.info.track_size) == (1 << 16, TRACK_USUAL)
     again = Repository.open_or_create(str(tmp_path), chunk_size=1 << 20)
     assert again.info == made.info
     assert again.ids() == []
@@ -447,7 +448,7 @@ def test_prune_stops_at_a_manifest_it_cannot_read(repository: Repository) -> Non
 
 
 def test_locks(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(opened, "_PATIENCE_S", 0.0)
     point_id = commit(repository, "a")
     with repository.lock_exclusive(), pytest.raises(LockedError) as caught:
         FileLock(os.path.join(repository.path, "repository.json"), shared=True, what="x", patience=0)

@@ -46,15 +46,16 @@ def test_several_windows() -> None:
     assert [str(window) for window in windows] == ["01:00-05:00", "12:00-13:00", "22:00-23:00"]
     now = [at(11)]
     schedule = Schedule(windows, lambda: now[0])
-    assert (schedule.is_open(), schedule.opens()) == (False, "12:00")
+    assert (schedule.is_open(), schedule.opens(), schedule.opens_in_s()) == (False, "12:00", 3600)
     now[0] = at(12, 30)
-    assert (schedule.is_open(), schedule.opens()) == (True, "")
+    assert (schedule.is_open(), schedule.opens(), schedule.opens_in_s()) == (True, "", 0)
     now[0] = at(23, 30)
-    assert (schedule.is_open(), schedule.opens()) == (False, "01:00")
+    assert (schedule.is_open(), schedule.opens(), schedule.opens_in_s()) == (False, "01:00", 5400)
 
 
 def test_without_windows_it_is_always_open() -> None:
     assert Schedule([], lambda: 0).is_open()
+    assert Schedule([], lambda: 0).opens_in_s() == 0
     assert Schedule([]).is_open()
 
 

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 class SuspensionTimes(TypedDict):
-    """Nanoseconds."""
+    """Nanoseconds.
+
+    close_ns: from the order to close until all gates are closed, most of it until the threads of their volumes look.
+    total_ns: from the first gate closed to the last one open. Nobody waits before the first is closed, so that part of
+    close_ns is not in it: total_ns may be the smaller one.
+    """
 
     close_ns: int
     drain_ns: int

@@ -38,12 +38,11 @@ def _mover(options: Any) -> MoverOptions:
         depth=options.depth,
         workers=options.workers,
         rate=options.rate,
-        mode=options.mode,
         engine=engine_from_environment(),
         device_deadline_s=options.device_deadline / 1e6,
     )
     if hasattr(options, "window"):  # of commands that have an application to be kind to
-        made = made._replace(latency_target=options.latency_target, window=tuple(options.window))
+        made = made._replace(mode=options.mode, latency_target=options.latency_target, window=tuple(options.window))
     made.check()
     return made
 

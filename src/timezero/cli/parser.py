@@ -140,10 +140,6 @@ def _mover(parser: argparse.ArgumentParser) -> None:
         "--rate", type=_size, default=0, metavar="SIZE", help="bytes a second at most (default: no limit)"
     )
     group.add_argument(
-        "--mode", choices=("opportunistic", "full", "fixed"), default="opportunistic", metavar="MODE",
-        help="opportunistic: give way to the application's load (default); full: do not (fixed is an older name of it)",
-    )  # fmt: skip
-    group.add_argument(
         "--device-deadline", type=_duration, default="60s", metavar="TIME",
         help="longest wait for a device to answer one request (default: %(default)s)",
     )  # fmt: skip
@@ -151,6 +147,10 @@ def _mover(parser: argparse.ArgumentParser) -> None:
 
 def _yielding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("when and how fast")
+    group.add_argument(
+        "--mode", choices=("opportunistic", "full", "fixed"), default="opportunistic", metavar="MODE",
+        help="opportunistic: give way to the application's load (default); full: do not (fixed is an older name of it)",
+    )  # fmt: skip
     group.add_argument(
         "--latency-target", type=_latency, default="1.25x", metavar="TARGET",
         help="what the application's p99 latency may be in opportunistic mode: 2ms, or 1.25x of what it was before T0 "

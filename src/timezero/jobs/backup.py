@@ -213,7 +213,7 @@ class _Backup:
         self._stack.callback(packs.close)
         machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
-        estimate = self._foresee()
+        estimate = self._foresee(machine)
         if estimate and foresee:
             foresee(estimate)
         begin = time.monotonic()
@@ -226,7 +226,7 @@ class _Backup:
         t0_ns = self.served.t0_ns if self.served else time.time_ns()
         machine.run(lambda done: self._watch(done, machine))
         crash_point("mover.moved")
-        self._judge(transfers)
+        self._judge(machine, transfers)
         crash_point("mover.ended")
         self._meter.finishing()
         manifest = self._commit(writer, packs, machine, transfers, started_ns, t0_ns)
@@ -248,11 +248,12 @@ class _Backup:
             raise PartialBackupError(result)
         return result
 
-    def _foresee(self) -> Preflight | None:
+    def _foresee(self, machine: Moving) -> Preflight | None:
         if not self.served:
             return None
         sizes = self._files.sizes_by_volume() if self._files else {}
-        return self.served.foresee(sum(self._sizes()), rate=self._mover.rate, sizes=sizes)
+        waits_s = machine.opens_in_s
+        return self.served.foresee(sum(self._sizes()), rate=self._mover.rate, waits_s=waits_s, sizes=sizes)
 
     def _add(self, machine: Moving, dataset: Designated, packs: PackWriter) -> Transfer:
         from timezero._native.mover import Sink, Source
@@ -300,13 +301,14 @@ class _Backup:
         if len(self.failed) == len(self._designated) + len(self._at_t0):
             raise error
 
-    def _judge(self, transfers: dict[str, Transfer]) -> None:
+    def _judge(self, machine: Moving, transfers: dict[str, Transfer]) -> None:
         """What failed, and whether what remains can be committed. Raises when it cannot."""
         moving.raise_first([transfer for transfer in transfers.values() if transfer.is_fatal], self.served)
         if self.served:
             # a volume that could not be read goes on being guarded to the end, and may be punctured for it, alone
             volumes = [dataset.name for dataset in self._designated if dataset.path is None]
-            self.served.end([name for name in volumes if transfers[name].error()])
+            given_up = [name for name in volumes if transfers[name].error()]
+            self.served.end(given_up, copy_bytes_s=machine.pace.bytes_s())
         for name, transfer in transfers.items():
             if name in self.failed:
                 continue

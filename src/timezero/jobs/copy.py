@@ -87,7 +87,7 @@ def copy(
         machine = stack.enter_context(moving.Moving(mover, chunk_size, [job.size]))
         transfer = machine.add(dataset.name, job.source(), image.sink(), target=image.name)
         meter = Meter(progress, job.size)
-        estimate = job.served.foresee(job.size, rate=mover.rate) if job.served else None
+        estimate = job.foresee(machine, mover.rate)
         if estimate and foresee:
             foresee(estimate)
         if job.served:
@@ -98,7 +98,7 @@ def copy(
                 machine.run(job.watch(meter, machine))
                 moving.raise_first(machine.transfers, job.served)
                 meter.finishing()
-                job.end()
+                job.end(machine)
                 if target != targets.STREAM:
                     machine.sync(transfer)
             engine = machine.engine
@@ -162,10 +162,14 @@ class _Copy:
 
         return look
 
-    def end(self) -> None:
+    def foresee(self, machine: moving.Moving, rate: int) -> Preflight | None:
+        """What the sidefile of a served volume will have to hold."""
+        return self.served.foresee(self.size, rate=rate, waits_s=machine.opens_in_s) if self.served else None
+
+    def end(self, machine: moving.Moving) -> None:
         """After the last chunk: was it T0 to the end? Raises PunctureError, TimezeroError."""
         if self.served:
-            self.served.end()
+            self.served.end(copy_bytes_s=machine.pace.bytes_s())
         if self.at_rest:
             self.at_rest.finish()
             self.method = self.at_rest.method_used

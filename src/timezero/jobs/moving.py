@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
+from timezero.jobs.pace import Pace
 from timezero.jobs.windows import Schedule
 from timezero.units import parse_latency_target
 
@@ -107,7 +108,8 @@ class Moving:
     def __init__(self, options: MoverOptions, chunk_size: int, sizes: Iterable[int]) -> None:
         """sizes: bytes of each of the datasets to be moved. Raises UsageError for options that make no sense.
 
-        waits_until: when the hours in which data is copied begin, `HH:MM`; empty in them.
+        waits_until: when the hours in which data is copied begin, `HH:MM`; empty in them. pace: what is known of how
+        fast it copies.
         """
         from timezero._native.mover import BufferSpace, Mover
 
@@ -115,6 +117,7 @@ class Moving:
         target = parse_latency_target(options.latency_target)
         self._schedule = Schedule(options.windows)
         self.waits_until = ""
+        self.pace = Pace(options.rate)
         self.transfers: list[Transfer] = []
         self._deadline_s = options.device_deadline_s
         self._overdue = 0
@@ -171,6 +174,7 @@ class Moving:
             self._check_devices()
             self._keep_hours()
             watch(self.bytes_done())
+        self.pace.look(self.bytes_done(), resting=False)
         for transfer in self.transfers:
             transfer.report = self._mover.report(transfer.number)
         watch(self.bytes_done())
@@ -218,6 +222,12 @@ class Moving:
     def _keep_hours(self) -> None:
         self.waits_until = self._schedule.opens()
         self._mover.rest(bool(self.waits_until))
+        self.pace.look(self.bytes_done(), resting=bool(self.waits_until))
+
+    @property
+    def opens_in_s(self) -> int:
+        """Seconds until the hours begin in which data is copied; 0 in them."""
+        return self._schedule.opens_in_s()
 
     @property
     def yields(self) -> bool:

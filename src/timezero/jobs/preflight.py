@@ -24,10 +24,15 @@ touches fewer tracks, and a block counts for its share of one.
 
 How far off. For writes that favour no part of the volume, be they uniform, to a set, or skewed, a tenth too low at
 most, and too high by up to double, or three times for skewed writes and a copy that is much shorter than the
-observation (tests/unit/test_preflight.py copies under such loads, write by write). Writes to one part of the volume
-only need at most twice as many images as estimated (all of it is copied last), and at most four times as many at once;
-or none (it is copied first). The mover takes such a part first once usage passes the low mark, which the estimate does
-not count on. An application that changes its ways is beyond any estimate.
+observation, or a wait that is much longer (tests/unit/test_preflight.py copies under such loads, write by write).
+Writes to one part of the volume only need at most twice as many images as estimated (all of it is copied last), and at
+most four times as many at once; or none (it is copied first). The mover takes such a part first once usage passes the
+low mark, which the estimate does not count on. An application that changes its ways is beyond any estimate.
+
+A copy that begins W seconds after T0, because its hours do, copies a track at x at W + xT: D(W + xT) takes the place
+of D(xT). While it waits nothing is given back until usage passes the low mark; then the mover makes room by copying
+what is written, outside its hours, too. So no more than the low mark counts for what was written by then. Hours that
+end before the copy does are not counted on.
 
 Where nothing was observed, IBM's planning figure for Concurrent Copy serves: a tenth of the data.
 """
@@ -47,6 +52,7 @@ PLANNING_PART = 0.1
 #: Bytes a second where no copy was observed: what a disk of today gives beside an application that it also serves.
 ASSUMED_SPEED = 200 * MIB
 _STEPS = 512  # of the integral
+_LOW_MARK = 0.25  # of a sidefile, unless the server is set otherwise (sidefile.low_percent)
 
 
 class Writes(NamedTuple):
@@ -152,12 +158,13 @@ class Expected(NamedTuple):
 
 
 class Preflight(NamedTuple):
-    """The estimate for a whole job. size: bytes to copy; seconds: for how long."""
+    """The estimate for a whole job. size: bytes to copy; seconds: for how long; waits_s: seconds before it begins."""
 
     size: int
     seconds: float
     speed: Speed
     volumes: tuple[Expected, ...]
+    waits_s: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -169,7 +176,7 @@ class Preflight(NamedTuple):
         volumes = [{**volume._asdict(), "verdict": volume.verdict} for volume in self.volumes]
         speed = {"bytes_s": round(self.speed.bytes_s), "source": self.speed.source}
         return {
-            "size": self.size, "seconds": round(self.seconds, 3), "speed": speed,
+            "size": self.size, "seconds": round(self.seconds, 3), "waits_s": round(self.waits_s, 3), "speed": speed,
             "verdict": self.verdict, "volumes": volumes, "warning": self.warning(),
         }  # fmt: skip
 
@@ -179,9 +186,10 @@ class Preflight(NamedTuple):
         needed = sum(volume.images * volume.track_size for volume in self.volumes)
         peak = sum(volume.peak * volume.track_size for volume in self.volumes)
         room = sum(volume.room * volume.track_size for volume in self.volumes)
+        begins = f", beginning in {format_seconds(self.waits_s)}" if self.waits_s else ""
         basis = "" if all(volume.basis == "observed" for volume in self.volumes) else " by rule of thumb"
         return (
-            f"estimate: {format_size(self.size)} in about {format_seconds(self.seconds)} "
+            f"estimate: {format_size(self.size)} in about {format_seconds(self.seconds)}{begins} "
             f"({format_size(self.speed.bytes_s)}/s {self.speed.source}); {images} before-images{basis}, "
             f"{format_size(needed)}, {format_size(peak)} at once; sidefile {format_size(room)}: {self.verdict}"
         )
@@ -208,28 +216,34 @@ def speed_of(observed: Sequence[float], rate: int) -> Speed:
     return Speed(float(rate), "asked") if rate and rate < found.bytes_s else found
 
 
-def expect(volume: Volume, seconds: float) -> Expected:
-    """What a copy of that many seconds will need of the sidefile of one volume."""
+def expect(volume: Volume, seconds: float, waits_s: float = 0.0) -> Expected:
+    """What a copy of that many seconds that begins after `waits_s` will need of the sidefile of one volume."""
     tracks = -(-volume.size // volume.track_size)
     if volume.writes is None:
         images = round(tracks * PLANNING_PART)
-        full = seconds if images > volume.slots else None
+        full = waits_s + seconds if images > volume.slots else None
         return Expected(volume.name, volume.track_size, images, images, volume.slots, full, "planned")
     share, blocks = volume.writes.tracks_a_block(volume.track_size), volume.size / BLOCK
-    total = peak = 0.0
+    before = min(volume.writes.distinct(waits_s, blocks) * share, float(tracks))
+    given_back = max(before - _LOW_MARK * volume.slots, 0.0)
+    total, peak = 0.0, before - given_back
     full = None
     for step in range(_STEPS):
         part = (step + 0.5) / _STEPS
-        distinct = min(volume.writes.distinct(part * seconds, blocks) * share, float(tracks))
+        distinct = min(volume.writes.distinct(waits_s + part * seconds, blocks) * share, float(tracks))
         total += distinct / _STEPS
-        held = distinct * (1 - part)
+        held = (distinct - given_back) * (1 - part)
         peak = max(peak, held)
         if held > volume.slots and full is None:
-            full = part * seconds
+            full = waits_s + part * seconds
     return Expected(volume.name, volume.track_size, round(total), round(peak), volume.slots, full, "observed")
 
 
-def foresee(volumes: Sequence[Volume], total: int, speed: Speed) -> Preflight:
-    """The estimate for all volumes of a job that copies `total` bytes, these among them, at the same time."""
+def foresee(volumes: Sequence[Volume], total: int, speed: Speed, waits_s: float = 0.0) -> Preflight:
+    """The estimate for all volumes of a job that copies `total` bytes, these among them, at the same time.
+
+    waits_s: seconds from T0 until it may begin.
+    """
     seconds = total / speed.bytes_s
-    return Preflight(total, seconds, speed, tuple(expect(volume, seconds) for volume in volumes))
+    expected = tuple(expect(volume, seconds, waits_s) for volume in volumes)
+    return Preflight(total, seconds, speed, expected, waits_s)

@@ -153,11 +153,13 @@ class Served:
                 continue
         return found
 
-    def foresee(self, total: int, *, rate: int = 0, sizes: Mapping[str, int] | None = None) -> Preflight:
+    def foresee(
+        self, total: int, *, rate: int = 0, waits_s: float = 0.0, sizes: Mapping[str, int] | None = None
+    ) -> Preflight:
         """What the sidefiles will have to hold while `total` bytes are copied, as far as one can tell.
 
-        rate: bytes a second that the user allows, 0 for no limit. sizes: {volume: bytes to be copied of it} of those
-        that are not copied whole.
+        rate: bytes a second that the user allows, 0 for no limit. waits_s: seconds from T0 until copying begins.
+        sizes: {volume: bytes to be copied of it} of those that are not copied whole.
         """
         from timezero.jobs import preflight
 
@@ -173,7 +175,7 @@ class Served:
         ]
         speeds = [self._served.get(name, {}).get("copy_bytes_s") for name in self._parts]
         known = [float(speed) for speed in speeds if isinstance(speed, int | float)]
-        return preflight.foresee(volumes, total, preflight.speed_of(known, rate))
+        return preflight.foresee(volumes, total, preflight.speed_of(known, rate), waits_s)
 
     def suspend(self, files: Files | None = None) -> None:
         """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""
@@ -219,12 +221,13 @@ class Served:
             intercepted += int(part.get("intercepted", 0))
         return used, intercepted
 
-    def end(self, given_up: Collection[str] = ()) -> None:
+    def end(self, given_up: Collection[str] = (), *, copy_bytes_s: int | None = None) -> None:
         """End the session after the last chunk. Raises PunctureError unless T0 was intact to the end.
 
-        given_up: volumes that failed already; theirs may be lost.
+        given_up: volumes that failed already; theirs may be lost. copy_bytes_s: bytes a second at which the job copied
+        (None: not known), for the estimates of later ones.
         """
-        for part in self._group.end(given_up):
+        for part in self._group.end(given_up, copy_bytes_s=copy_bytes_s):
             self.final[str(part["volume"])] = _numbers(part)
 
     def close(self) -> None:

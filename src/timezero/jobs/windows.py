@@ -73,3 +73,10 @@ class Schedule:
         second = self._clock()
         minute = min((window.begin for window in self._windows), key=lambda begin: (begin * 60 - second) % DAY_S)
         return f"{minute // 60:02}:{minute % 60:02}"
+
+    def opens_in_s(self) -> int:
+        """Seconds until it opens next; 0 when it is open."""
+        if self.is_open():
+            return 0
+        second = self._clock()
+        return min((window.begin * 60 - second) % DAY_S for window in self._windows)

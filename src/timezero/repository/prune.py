@@ -18,8 +18,8 @@ from timezero.repository import durable, names, writer
 from timezero.repository.locks import FileLock
 
 if TYPE_CHECKING:
+    from timezero.repository.opened import Opened
     from timezero.repository.point import RecoveryPoint
-    from timezero.repository.store import Repository
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PruneReport:
     bytes_freed: int = 0
 
 
-def prune(repository: Repository, *, keep: int | None, points: tuple[str, ...]) -> PruneReport:
+def prune(repository: Opened, *, keep: int | None, points: tuple[str, ...]) -> PruneReport:
     """See Repository.prune."""
     if keep is not None and keep < 1:
         raise UsageError("prune keeps at least one recovery point: name those to remove with --point")
@@ -46,7 +46,7 @@ def prune(repository: Repository, *, keep: int | None, points: tuple[str, ...]) 
         raise TimezeroError(f"{repository.path}: cannot be pruned: {error.strerror}: {error.filename}") from error
 
 
-def _victims(repository: Repository, keep: int | None, points: tuple[str, ...]) -> list[str]:
+def _victims(repository: Opened, keep: int | None, points: tuple[str, ...]) -> list[str]:
     victims = {repository.resolve(point) for point in points}
     if keep is not None:
         stay = [point_id for point_id in repository.ids() if point_id not in victims]
@@ -54,7 +54,7 @@ def _victims(repository: Repository, keep: int | None, points: tuple[str, ...]) 
     return sorted(victims)
 
 
-def _prune(repository: Repository, victims: list[str], stack: ExitStack) -> PruneReport:
+def _prune(repository: Opened, victims: list[str], stack: ExitStack) -> PruneReport:
     report = PruneReport(removed=victims)
     survivors = _survivors(repository, victims)
     report.kept = [point.id for point in survivors]
@@ -85,7 +85,7 @@ def _prune(repository: Repository, victims: list[str], stack: ExitStack) -> Prun
     return report
 
 
-def _survivors(repository: Repository, victims: list[str]) -> list[RecoveryPoint]:
+def _survivors(repository: Opened, victims: list[str]) -> list[RecoveryPoint]:
     good, damaged = repository.points()
     for point_id, problem in damaged.items():
         if point_id not in victims:
@@ -96,14 +96,14 @@ def _survivors(repository: Repository, victims: list[str]) -> list[RecoveryPoint
     return [point for point in good if point.id not in victims]
 
 
-def _lock(repository: Repository, point_id: str) -> FileLock:
+def _lock(repository: Opened, point_id: str) -> FileLock:
     path = os.path.join(repository.points_path, point_id, names.LOCK_FILE)
     return FileLock(
         path, shared=False, create=True, what=f"{point_id}: locked by a running backup: try again when it has ended"
     )
 
 
-def _remove_packs(repository: Repository, needed: set[str], report: PruneReport) -> None:
+def _remove_packs(repository: Opened, needed: set[str], report: PruneReport) -> None:
     for name in sorted(_names(repository.packs_path)):
         owner = names.pack_owner(name)
         if owner is None or name in needed or owner in report.running:
@@ -125,7 +125,7 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _remove_temporaries(repository: Repository, running: list[str]) -> None:
+def _remove_temporaries(repository: Opened, running: list[str]) -> None:
     directories = [repository.path, *(os.path.join(repository.points_path, name) for name in repository.directories())]
     for directory in directories:
         if os.path.basename(directory) in running:

@@ -23,7 +23,7 @@ from timezero.repository.locks import FileLock
 from timezero.repository.manifest import Manifest, PackRecord
 
 if TYPE_CHECKING:
-    from timezero.repository.store import Repository
+    from timezero.repository.opened import Opened
 
 #: Seconds that a backup with all its data secured waits for a prune before it gives up.
 _PUBLISH_PATIENCE_S = 600.0
@@ -35,7 +35,7 @@ class PointWriter:
     A context manager: leaving it without `commit` removes everything of it.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Opened) -> None:
         """Take a new id and its lock. The caller holds the repository's shared lock."""
         self._repository = repository
         self._lock: FileLock | None = None
@@ -170,7 +170,7 @@ def _check_entries(header: index.IndexHeader, entries: bytes) -> None:
         raise ValueError(f"{len(entries)} bytes of entries for {header.chunks} chunks")
 
 
-def sweep(repository: Repository, point_id: str) -> int:
+def sweep(repository: Opened, point_id: str) -> int:
     """Remove the packs and the directory of a recovery point that has no manifest, and whose lock the caller holds.
 
     Bytes of the packs removed.
@@ -185,7 +185,7 @@ def sweep(repository: Repository, point_id: str) -> int:
     return freed
 
 
-def remove_point_directory(repository: Repository, point_id: str) -> None:
+def remove_point_directory(repository: Opened, point_id: str) -> None:
     """Remove recovery-points/<id> and the files in it, its lock last; its own backup may be quicker."""
     directory = os.path.join(repository.points_path, point_id)
     with suppress(FileNotFoundError):

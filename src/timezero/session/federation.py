@@ -45,8 +45,8 @@ class Federation:
         next(group for group in self._groups if any(part.volume == volume for part in group.parts)).set_domain(volume)
 
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
-        """Reach T0 on all of them; nanoseconds: of each step the longest, and from the first gate's closing to the last
-        one's opening as `total_ns`.
+        """Reach T0 on all of them; nanoseconds: of each step the longest, and from the order to close until all
+        answered that they are open as `total_ns`.
 
         Raises DeadlineError when not all gates were closed together within `deadline_us`; LockedError when one of the
         subsystems is busy with another suspension.
@@ -80,13 +80,16 @@ class Federation:
         """How each part is doing. Raises PunctureError when a connection is lost."""
         return [part for group in self._groups for part in group.report()]
 
-    def end(self, given_up: Collection[str] = ()) -> Reports:
-        """End all sessions; the final reports. Raises PunctureError unless every part of every session is intact."""
+    def end(self, given_up: Collection[str] = (), *, copy_bytes_s: int | None = None) -> Reports:
+        """End all sessions; the final reports. Raises PunctureError unless every part of every session is intact.
+
+        given_up, copy_bytes_s: as of a Group; the job copies from all of them at once.
+        """
         reports: Reports = []
         lost: PunctureError | None = None
         for group in self._groups:
             try:
-                reports += group.end(given_up)
+                reports += group.end(given_up, copy_bytes_s=copy_bytes_s)
             except PunctureError as error:  # the others have to be ended all the same
                 lost = lost or error
         if lost:

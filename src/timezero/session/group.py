@@ -81,7 +81,8 @@ class Group:
         self._client.call("domain", session=self.name, volume=volume)
 
     def suspend(self, deadline_us: int = DEADLINE_US) -> dict[str, int]:
-        """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds.
+        """Reach T0: close all gates, drain, install, open. The times of each part in nanoseconds; `total_ns` counts
+        from the first gate closed, and `close_ns` from the order to close.
 
         Raises DeadlineError when it took longer than `deadline_us` microseconds (the application runs on, there is no
         T0), LockedError when another suspension is under way.
@@ -104,13 +105,15 @@ class Group:
         with self._t0_is_lost_with_connection():
             return answers.reports(self._client.call("report", session=self.name))
 
-    def end(self, given_up: Collection[str] = ()) -> list[dict[str, Any]]:
+    def end(self, given_up: Collection[str] = (), *, copy_bytes_s: int | None = None) -> list[dict[str, Any]]:
         """End the session; the final reports. Raises PunctureError unless every part is intact.
 
-        given_up: volumes whose data is not wanted any more; theirs may be lost.
+        given_up: volumes whose data is not wanted any more; theirs may be lost. copy_bytes_s: how fast the job copied
+        where nothing that its user asked for held it back; the subsystem tells later ones. None: it says nothing.
         """
+        told = {} if copy_bytes_s is None else {"copy_bytes_s": copy_bytes_s}
         with self._t0_is_lost_with_connection():
-            reply = self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False)
+            reply = self._client.call("end", timeout=_END_TIMEOUT, session=self.name, cancel=False, **told)
             reports = answers.reports(reply)
         self._ended = True
         lost = [

@@ -4,6 +4,10 @@ What a session takes is known beforehand: its caps count everything, and it allo
 limits are compared with what was admitted, and what the machine has left with what was admitted and is not allocated
 yet.
 
+A disk may take its time to say what it has left. So it is looked at before anything is decided, and while nobody waits
+(`look`): first at what others have of it by then, then at what is left. What somebody allocates between the two counts
+twice, and who is admitted after that counts in full: two that look at the same time never get the same room.
+
 Where the limits are full, the new one is refused. Under "puncture-largest" running ones give way instead, the largest
 first, as many as it takes, but never one that is smaller than the newcomer, and none when that would not help. Memory
 and disk that the machine lacks are no reason to puncture: they come back only when the mover that shares them has gone.
@@ -11,9 +15,9 @@ and disk that the machine lacks are no reason to puncture: they come back only w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from timezero.config import Limits
 from timezero.control.server import RequestError
@@ -26,16 +30,20 @@ _MEMORY_LEFT = 16 << 20  # bytes: the server itself, and its peers on the machin
 
 
 class Claim(Protocol):
-    """A session, as far as admission looks at it."""
+    """A session, as far as admission looks at it. It is itself and equals no other."""
 
     name: str
     volumes: tuple[str, ...]
     memory: int  # bytes admitted
     file: int
+    leaving: bool  # gives way, or has
 
     @property
-    def coming(self) -> tuple[int, int]:
-        """Of memory and file: bytes that the machine has not given it yet."""
+    def coming(self) -> int:
+        """Of memory: bytes that the machine has not given it yet."""
+
+    def allocated(self) -> int:
+        """Of file: bytes that the disk has given it. May take as long as the disk does."""
 
     @property
     def may_give_way(self) -> bool:
@@ -51,17 +59,39 @@ class Machine:
     descriptors: Callable[[], int] = machine.descriptors_available
 
 
+class Room(NamedTuple):
+    """Of the directory of file tiers: bytes that it had left, and what some sessions had of it before that."""
+
+    directory: str
+    left: int
+    there: Mapping[Claim, int]
+
+
+def look(new: Claim, others: Iterable[Claim], directory: str | None, there_is: Machine) -> Room | None:
+    """The room for the file tier of `new`; None: it has none. Raises RequestError."""
+    if not new.file or not directory:
+        return None
+    there = {claim: claim.allocated() for claim in others}
+    try:
+        return Room(directory, there_is.disk(directory), there)
+    except OSError as error:
+        raise RequestError("io", f"sidefile directory {directory}: {error.strerror}") from None
+
+
 def taken_by(claim: Claim) -> int:
     """How large a session is: the bytes that it has taken."""
     return claim.memory + claim.file
 
 
-def admit(
-    new: Claim, others: Sequence[Claim], limits: Limits, directory: str | None, there_is: Machine
-) -> Sequence[Claim]:
-    """The sessions that have to give way to `new`, mostly none. directory: of file tiers. Raises RequestError."""
+def admit(new: Claim, others: Sequence[Claim], limits: Limits, room: Room | None, there_is: Machine) -> Sequence[Claim]:
+    """The sessions that have to give way to `new`, mostly none. room: from `look`. Raises RequestError.
+
+    Asks no disk. Whoever calls it lets no other session in until it has counted `new` among the others.
+    """
     _check_volumes(new, others, limits)
-    _check_machine(new, others, directory, there_is)
+    _check_memory(new, others, there_is)
+    if room:
+        _check_disk(new, others, room)
     files = there_is.descriptors()
     leaving: list[Claim] = []
     lacking = first = _lacking(new, others, leaving, limits, files)
@@ -101,7 +131,7 @@ def _lacking(new: Claim, others: Iterable[Claim], leaving: Sequence[Claim], limi
             f"the session needs {new.file} bytes of file tier, {file} of {limits.file} are taken; "
             "ask for less, wait, or raise limits.file"
         )
-    coming = len(new.volumes) + sum(len(claim.volumes) for claim in staying if any(claim.coming))
+    coming = len(new.volumes) + sum(len(claim.volumes) for claim in staying if claim.coming)
     files += _GIVEN_BACK * sum(len(claim.volumes) for claim in leaving)
     missing = DESCRIPTORS_A_VOLUME * coming + _DESCRIPTORS_LEFT - files
     if missing > 0:
@@ -116,22 +146,23 @@ def _check_volumes(new: Claim, others: Iterable[Claim], limits: Limits) -> None:
             raise RequestError("limit", f"volume {volume} has {limits.sessions} sessions already")
 
 
-def _check_machine(new: Claim, others: Iterable[Claim], directory: str | None, there_is: Machine) -> None:
-    memory = there_is.memory() - _MEMORY_LEFT - sum(claim.coming[0] for claim in others)
+def _check_memory(new: Claim, others: Iterable[Claim], there_is: Machine) -> None:
+    memory = there_is.memory() - _MEMORY_LEFT - sum(claim.coming for claim in others)
     if new.memory > memory:
         raise RequestError(
             "limit",
             f"the session needs {new.memory} bytes of memory, and this machine can spare {max(memory, 0)}; "
             "ask for less, or wait",
         )
-    if new.file and directory:
-        try:
-            disk = there_is.disk(directory) - sum(claim.coming[1] for claim in others)
-        except OSError as error:
-            raise RequestError("io", f"sidefile directory {directory}: {error.strerror}") from None
-        if new.file > disk:
-            raise RequestError(
-                "limit",
-                f"the session needs {new.file} bytes of file tier, and {directory} has {max(disk, 0)} left; "
-                "ask for less, or make room there",
-            )
+
+
+def _check_disk(new: Claim, others: Iterable[Claim], room: Room) -> None:
+    # A file system that cannot allocate gives a file its blocks as they are written: they are still to come, too.
+    coming = sum(max(claim.file - room.there.get(claim, 0), 0) for claim in others if not claim.leaving)
+    disk = room.left - coming
+    if new.file > disk:
+        raise RequestError(
+            "limit",
+            f"the session needs {new.file} bytes of file tier, and {room.directory} has {max(disk, 0)} left; "
+            "ask for less, or make room there",
+        )

@@ -177,10 +177,11 @@ class Commands:
         cancel = request.get("cancel", False)
         if type(cancel) is not bool:
             raise RequestError("bad-request", "cancel: must be true or false")
+        copy_bytes_s = _optional(request, "copy_bytes_s", 1)
         if self._suspension is not None and self._suspension[0] is group:
             self._drop_suspension()
         del self._groups[group.name]
-        return Answer({"parts": self._registry.end(group, cancel=cancel)})
+        return Answer({"parts": self._registry.end(group, cancel=cancel, copy_bytes_s=copy_bytes_s)})
 
     # ---- pieces ----
 

@@ -48,17 +48,16 @@ class Group:
         self.suspended = False  # has been through a suspension
         self.leaving = False  # gives way, or has
         self.whole = False  # its domain is all of its volumes
-        self.t0 = 0.0  # seconds of the monotonic clock
         self._ending = threading.Lock()  # its owner may end it while it gives way
 
     @property
-    def coming(self) -> tuple[int, int]:
-        """Bytes of memory and of file tier that were admitted, and are not allocated yet."""
-        if self.leaving:
-            return 0, 0
-        # A file system that cannot allocate gives a file its blocks as they are written.
-        there = sum(_allocated(part.session) for part in list(self.parts))
-        return 0 if self.prepared else self.memory, max(self.file - there, 0)
+    def coming(self) -> int:
+        """Bytes of memory that were admitted, and are not allocated yet."""
+        return 0 if self.leaving or self.prepared else self.memory
+
+    def allocated(self) -> int:
+        """Bytes of file tier that the disk has given it. Waits for a disk that does not answer."""
+        return sum(_allocated(part.session) for part in list(self.parts))
 
     @property
     def may_give_way(self) -> bool:

@@ -18,14 +18,13 @@ from timezero._native.subsystem import Session
 from timezero.config import Limits, SidefileConfig, track_for
 from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
-from timezero.subsystem.admission import Machine, admit
+from timezero.subsystem.admission import Machine, admit, look
 from timezero.subsystem.group import Group, Part, Report
 from timezero.subsystem.volumes import Volumes
 
 HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
 
 _TURN_GRACE = 0.5  # seconds for gates whose deadline passed to have opened
-_SPEED_S = 1.0  # a copy that took less says little of how fast it was
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Registry:
         self._limits = limits
         self._log = log
         self._machine = machine or Machine()
-        self._speeds: dict[str, float] = {}
+        self._speeds: dict[str, int] = {}
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
         self._ended: list[Group] = []  # whose memory a disk may still write to
@@ -79,9 +78,11 @@ class Registry:
             return sum(group.memory for group in self._groups.values())
 
     def copy_speed(self, volume: str) -> int | None:
-        """Bytes a second at which the last session of whole volumes, this one among them, was copied."""
-        speed = self._speeds.get(volume)
-        return None if speed is None else round(speed)
+        """Bytes a second at which the last session of whole volumes, this one among them, was copied; None: not known.
+
+        Only the mover knows: from here, hours in which it rested and a rate that it kept look like slowness.
+        """
+        return self._speeds.get(volume)
 
     def tell_punctures(self) -> None:
         """Log each session that was punctured since the last look."""
@@ -182,33 +183,30 @@ class Registry:
         """Reserve what the session will take, before it takes anything; and who is to give way to it."""
         group = Group(name, volumes, wish.memory_bytes * len(volumes), wish.file_bytes * len(volumes))
         with self._lock:
+            others = [*self._groups.values(), *self._ended]
+        room = look(group, others, self._defaults.path, self._machine)  # a disk that hangs keeps this session waiting
+        with self._lock:
             if name in self._groups:
                 raise RequestError("bad-request", f"session {name} exists already")
             others = [*self._groups.values(), *self._ended]
-            claims = {claim.name for claim in admit(group, others, self._limits, self._defaults.path, self._machine)}
+            claims = {claim.name for claim in admit(group, others, self._limits, room, self._machine)}
             leaving = [other for other in others if other.name in claims and other.may_give_way]
             for other in leaving:
                 other.leaves()
             self._groups[name] = group
         return group, leaving
 
-    def end(self, group: Group, *, cancel: bool) -> list[Report]:
-        """End a session and free it; the final reports."""
+    def end(self, group: Group, *, cancel: bool, copy_bytes_s: int | None = None) -> list[Report]:
+        """End a session and free it; the final reports. copy_bytes_s: at which its mover copied, if that is known."""
         try:
             reports = group.end(cancel=cancel)
         finally:
             self._forget(group)
         words = ", ".join(f"{report['volume']} {_outcome(report, cancel)}" for report in reports)
         self._log(f"session {group.name}: {words}")
-        if group.whole and group.suspended and all(report["state"] == "ended" for report in reports):
-            self._observe_speed(group)
+        if copy_bytes_s and group.whole and group.suspended and all(report["state"] == "ended" for report in reports):
+            self._speeds |= dict.fromkeys((part.volume for part in group.parts), copy_bytes_s)
         return reports
-
-    def _observe_speed(self, group: Group) -> None:
-        took = time.monotonic() - group.t0
-        if took >= _SPEED_S:
-            volumes = [part.volume for part in group.parts]
-            self._speeds |= dict.fromkeys(volumes, sum(self._volumes[volume].size for volume in volumes) / took)
 
     def _forget(self, group: Group) -> None:
         with self._lock:  # a report must not meet a session that is being freed
@@ -240,7 +238,7 @@ class Registry:
                 self._suspension = None
 
     def told_suspension(self, group: Group, times: dict[str, int]) -> None:
-        group.suspended, group.t0 = True, time.monotonic()
+        group.suspended = True
         volumes = ", ".join(part.volume for part in group.parts)
         self._log(f"session {group.name}: T0 of {volumes}, suspended for {times['total_ns'] / 1000:.0f} us")
 
