@@ -5,9 +5,10 @@
 
 Loads: write-1 and write-8, 4k random writes at depth 1 and 8; mixed-8, 70 % reads; quarter, 4k random writes at a
 quarter of what write-8 had alone, at random instants. Systems: timezero giving way (opportunistic), timezero at full
-speed, qemu-storage-daemon's full backup job at its defaults. Each run starts its server anew, lets the application run
-alone for `--idle` seconds and then backs up; `kept` and `x alone` compare the two windows of one run. Medians over
-rounds; the order rotates. Volume and target are files in one directory, so on one disk.
+speed, qemu-storage-daemon's full backup job at its defaults; and interception alone (held): a session of which nothing
+is copied for some seconds, the floor below which no way of copying gets. Each run starts its server anew, lets the
+application run alone for `--idle` seconds and then backs up; `kept` and `x alone` compare the two windows of one run.
+Medians over rounds; the order rotates. Volume and target are files in one directory, so on one disk.
 
 --slow TIMES: the target is so many times slower than timezero's copy with nobody else there (nbdkit's rate filter, in
 memory, so that the target takes nothing from the volume's disk). An application that never rests overwrites all of the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -38,6 +40,7 @@ FIO_SECONDS = 900.0
 PROBE_SECONDS = 4.0
 SETTLE_SECONDS = 1.0  # beside what Fio takes itself, for a machine that is slow today
 STALL_SECONDS = 1.5  # in which an application that the backup's end finds waiting gets its answer
+HELD_SECONDS = 5.0
 GIB = 1 << 30
 
 
@@ -54,7 +57,31 @@ class Load:
 LOADS = {
     load.name: load for load in (Load("write-1", 1), Load("write-8", 8), Load("mixed-8", 8, 70), Load("quarter", 8))
 }
+
+
+class Held(Timezero):
+    """A session outside its hours, with room for all before-images: nothing is copied, it ends after HELD_SECONDS."""
+
+    def __init__(self, volume: Path, folder: Path, serve: Sequence[str] = ()) -> None:
+        memory = str(volume.stat().st_size * 3 // 2)
+        super().__init__(volume, folder, (*serve, "--sidefile-memory", memory, "--max-session-memory", memory))
+
+    def backup(self, target: Path, settings: Sequence[str]) -> dict[str, Any]:
+        later = time.strftime("%H:%M", time.localtime(time.time() + 12 * 3600))
+        end = time.strftime("%H:%M", time.localtime(time.time() + 12 * 3600 + 60))
+        process = self.start(target, ("--window", f"{later}-{end}"))
+        try:
+            time.sleep(HELD_SECONDS)
+            if process.poll() is not None:
+                raise RuntimeError(f"timezero copy ended with {process.returncode} outside its hours")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        return {}
+
+
 SYSTEMS: dict[str, tuple[type[Timezero] | type[Qemu], Any]] = {
+    "held": (Held, ()),
     "opportunistic": (Timezero, ("--mode", "opportunistic")),
     "full": (Timezero, ("--mode", "full")),
     "qemu": (Qemu, {}),
@@ -111,7 +138,7 @@ def run(load: Load, system: str, place: Place) -> Run:
     """One run. Raises RuntimeError when anything of it failed."""
     kind, settings = SYSTEMS[system]
     drop(place.target)
-    serve = place.serve if kind is Timezero else ()
+    serve = () if kind is Qemu else place.serve
     with kind(place.volume, place.folder, serve) as server, _fio(server.uri, load, place) as application:
         time.sleep(SETTLE_SECONDS)
         first = time.time()

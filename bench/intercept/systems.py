@@ -74,9 +74,15 @@ class Timezero(Server):
             self.__exit__(None, None, None)
             raise error
 
-    def backup(self, target: Path, settings: Sequence[str]) -> dict[str, Any]:
+    def _copy(self, target: Path, settings: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "timezero", "copy", EXPORT, str(target), "--control", str(self._control)]
-        done = subprocess.run([*command, "--json", "--force", *settings], capture_output=True, timeout=TIMEOUT)
+        return [*command, "--json", "--force", *settings]
+
+    def start(self, target: Path, settings: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._copy(target, settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def backup(self, target: Path, settings: Sequence[str]) -> dict[str, Any]:
+        done = subprocess.run(self._copy(target, settings), capture_output=True, timeout=TIMEOUT)
         if done.returncode:
             raise RuntimeError(f"timezero copy ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
         document: dict[str, Any] = json.loads(done.stdout)
