@@ -54,12 +54,17 @@ struct control {
 
 static struct control *control;
 
+/* There under AddressSanitizer only. Its own functions work once this was called, and it makes folders (of its log) in there. */
+void __asan_init(void) __attribute__((weak));
+
 __attribute__((constructor)) static void begin(void)
 {
     const char *path = getenv("TZ_SHIM");
     int fd = path ? (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0) : -1;
     void *memory;
 
+    if (__asan_init)
+        __asan_init();
     if (fd < 0)
         return;
     memory = mmap(NULL, sizeof(struct control), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -20,12 +20,16 @@ import timezero
 from proof.crash import case, files, package, steps
 from proof.crash.case import Case
 from tests.command import image
+from tests.sanitized import not_with_asan
 
 ROOT = Path(package.ROOT)
 #: A step of every phase, by who is at it.
 PHASES = ("session.memory:1", "gate.drained:1", "image.written:1", "chunk.copied:40", "session.over:1", "mover.ended:1",
           "name.linked:2")  # fmt: skip
 CALL = re.compile(r"""(?:TZ_CRASH_POINT|\bcrash_point)\("([a-z.]+)"\)""")
+
+#: For all that runs that package: under ASan it would be the same test as without, and take many times as long.
+runs_it = not_with_asan("the package with crash points is built without it")
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +38,7 @@ def built() -> Path:
     return package.build()
 
 
+@runs_it
 @pytest.mark.timeout(900)  # on a busy machine, and the first of them waits for the build
 @pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune"])
 def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
@@ -43,6 +48,7 @@ def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
     assert len(outcomes) >= 4
 
 
+@runs_it
 @pytest.mark.parametrize("swept", files.all_cases(), ids=lambda c: c.name)
 def test_a_death_while_a_file_system_is_frozen(swept: Case, root: None, built: Path, tmp_path: Path) -> None:
     assert files.run(swept, tmp_path, built).problem == ""
@@ -70,6 +76,7 @@ def backup(folder: Path, environment: dict[str, str]) -> subprocess.CompletedPro
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+@runs_it
 @pytest.mark.parametrize("point", ["mover.ready:1", "pack.written:1"], ids=["in Python", "in C"])
 def test_the_environment_means_nothing_to_what_is_installed(point: str, built: Path, tmp_path: Path) -> None:
     asked = package.environment(built, point)

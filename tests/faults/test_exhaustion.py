@@ -18,6 +18,7 @@ from proof.nbd import Nbd
 from tests.command import COMMAND, Outcome, environment, timezero
 from tests.faults.conftest import descriptors, settled, told
 from tests.integration.conftest import serve_command
+from tests.sanitized import not_with_asan
 from tests.watching import until
 from timezero import session
 from timezero.repository import Repository
@@ -26,6 +27,8 @@ MIB = 1 << 20
 SIZE = 4 * MIB
 
 pytestmark = pytest.mark.timeout(120)
+#: Its shadow takes terabytes of address space, and it ends the process when its own allocations fail.
+limits_address_space = not_with_asan("it cannot live within a limit of address space")
 
 
 @pytest.fixture
@@ -78,6 +81,7 @@ def test_a_server_out_of_descriptors(serve: Callable, source: Path, tmp_path: Pa
         client.write(0, b"x" * 4096)
 
 
+@limits_address_space
 def test_a_server_out_of_memory(serve: Callable, source: Path, tmp_path: Path) -> None:
     """No thread can be started for a new client, no memory be had for a session: they are refused, and it goes on."""
     served = serve({"data": source})
@@ -113,6 +117,7 @@ def test_a_server_out_of_memory(serve: Callable, source: Path, tmp_path: Path) -
     assert outcome.code == 0, outcome.err
 
 
+@limits_address_space
 @pytest.mark.parametrize("most", [64, 128, 200, 300])
 def test_a_mover_out_of_memory(serve: Callable, source: Path, tmp_path: Path, most: int) -> None:
     """Wherever it runs out: one line, nothing left, and the session is over."""

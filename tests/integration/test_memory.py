@@ -15,6 +15,7 @@ from tests.command import COMMAND, environment, succeed, timezero
 from tests.conftest import run
 from tests.integration.conftest import Serve
 from tests.integration.limits import memory_limit
+from tests.sanitized import not_with_asan
 
 MIB, TIB = 1 << 20, 1 << 40
 SIZE = 16 * TIB
@@ -23,7 +24,7 @@ BUFFER, CHUNK = 64 * MIB, 16 * MIB
 INDEX = SIZE // CHUNK * ENTRY
 DATA = os.urandom(MIB)
 PLACES = (0, 3 * TIB + 4096, SIZE - MIB)
-pytestmark = pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="sanitizers take memory of their own")
+pytestmark = not_with_asan("it takes memory of its own")
 OPTIONS = ("--buffer", BUFFER, "--chunk-size", CHUNK)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -50,14 +51,13 @@ class FakeAgent:
                 self._talk(connection)
 
     def _talk(self, connection: socket.socket) -> None:
-        connection.settimeout(0.05)
+        connection.settimeout(10)  # of a whole sendall(): a reader may be slow, and is not to be hung up on for that
         connection.sendall(self.greeting)
         data = b""
         while not self._stop:
-            try:
-                more = connection.recv(4096)
-            except TimeoutError:
+            if not select.select([connection], [], [], 0.05)[0]:
                 continue
+            more = connection.recv(4096)
             if not more:
                 return
             data += more
