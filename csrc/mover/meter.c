@@ -91,7 +91,7 @@ void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load
     meter->arrived = tz_load_get(&load->arrived);
     meter->calm = TZ_CALM_NOT;
     begin_gauge(&meter->gauges[0], TZ_LOAD_READS, target, load, usual, now_ns);
-    begin_gauge(&meter->gauges[1], target->ns ? TZ_LOAD_UPDATES : TZ_LOAD_ISSUED, target, load, usual, now_ns);
+    begin_gauge(&meter->gauges[1], TZ_LOAD_UPDATES, target, load, usual, now_ns);
 }
 
 static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t now)

@@ -13,14 +13,14 @@
  * mean is exact, and so is the mean of what is done in proportion to it. It also takes stops of the whole machine (40 to
  * 460 ms, now and then) for what they are: a few late requests, those that were in flight.
  *
- * What is usual. Before T0 it is what the gate saw then. From T0 on updates are intercepted, and the reads for their
- * before-images are in the disk's queue: the price of T0 and not of copying, which slower copying makes last longer.
- * Neighbours come and go, and applications get busier. So every RELISTEN_NS the meter wants quiet, and what it hears then
- * counts by how many requests that was. Never less than before T0, which the user was content with.
+ * What is usual. Before T0 it is what the gate saw then. From T0 on updates are intercepted: they wait for the read of their
+ * before-image, which is the price of T0 and not of copying. Slower copying does not lower it but makes it last longer, and
+ * with it what a busy application loses. Neighbours come and go, too, and applications get busier. So at once, and then every
+ * RELISTEN_NS, the meter wants quiet, and what it hears counts by how many requests that was: the factor is of what the
+ * application has without copying. Never less than before T0, which the user was content with. Until it has heard
+ * something it does not judge.
  *
- * Held updates. Relative to what is usual, updates are measured from their issue; being held for a before-image is no
- * matter of copying either. An absolute target is about what the application waits, whatever for, and is the user's word:
- * with that nothing is listened to.
+ * An absolute target is the user's word: with that nothing is listened to.
  *
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */

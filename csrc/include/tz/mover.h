@@ -164,7 +164,7 @@ typedef struct tz_mover_config {
     uint32_t chunk_size; /* bytes; frames of the buffer space have this size */
     uint64_t rate;       /* bytes a second over all transfers; 0: no limit */
     bool opportunistic;  /* gives way to the application: see csrc/mover/controller.h */
-    uint32_t latency_percent; /* what its latency may be, of what was usual before T0; 0: TZ_LATENCY_PERCENT */
+    uint32_t latency_percent; /* what its latency may be, of what is usual without us; 0: TZ_LATENCY_PERCENT */
     uint64_t latency_ns;      /* the same, absolute; 0: relative */
     uint32_t faults;          /* tests only */
 } tz_mover_config;

@@ -32,7 +32,7 @@ class MoverOptions(NamedTuple):
     many as pay, from 8 to 32), workers: threads (0: one). rate: bytes a second over everything, 0 for no limit.
     mode: "opportunistic" gives way to the application's load, "full" does not ("fixed" is an older name of it).
     latency_target: what the application's latency may be while the mover gives way, its 99th percentile: "2ms", or
-    "1.25x", times what it was before T0. window: the hours of the day in which data is copied, local time,
+    "1.25x", times what it is without copying. window: the hours of the day in which data is copied, local time,
     "01:00-05:00"; none: all. engine: "auto", "uring", "threads".
     device_deadline_s: seconds for a device, of source or target, to answer one request, then the job fails.
     """
