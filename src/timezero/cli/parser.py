@@ -153,8 +153,8 @@ def _yielding(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--latency-target", type=_latency, default="1.25x", metavar="TARGET",
-        help="what the application's p99 latency may be in opportunistic mode: 2ms, or 1.25x of what it is without copying "
-        "(default: %(default)s)",
+        help="what the application's p99 latency may be in opportunistic mode: 2ms, or 1.25x of what it is without "
+        "copying (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--window", type=_window, action="append", default=[], metavar="HH:MM-HH:MM",
