@@ -89,7 +89,7 @@ class Serving:
             self.process.send_signal(number)
         try:
             return self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+        except BaseException:  # it did not end, or we are to
             self.process.kill()
             self.process.wait(STOP_S)
             raise

@@ -130,8 +130,8 @@ class Soak:
         ]
         for load in self._loads:
             load.options = {"min": 512, "max": 65536, "grain": 512, "zero": 4, "trim": 4, "fua": 1, "rate": rate}
-            load.start()
             stack.callback(load.kill)
+            load.start()
 
     def _serve(self, stack: ExitStack, images: dict[str, Path]) -> Serving:
         nbd, control = self._sockets

@@ -28,8 +28,9 @@
 #define MOST (2.0 * OCTAVE)
 #define DEBT 32.0
 
-/* A sidefile that fills more than this is in the way of being quiet. */
+/* A sidefile that fills is in the way of being quiet: it does not begin then, and ends beyond this, for some time. */
 #define LISTEN_PRESSURE 0.5
+#define UNQUIET_NS      (5000 * MS)
 
 static double clamp(double value, double least, double most)
 {
@@ -119,6 +120,18 @@ static void rest(tz_controller *c, const tz_sight *sight)
     c->level = clamp(c->level + OCTAVE * (int)tz_min_u64(looks, 64), 0, c->top);
 }
 
+static bool listens(tz_controller *c, const tz_sight *sight)
+{
+    if (!sight->reading.wants_quiet)
+        return false;
+    if (!c->listening)
+        return sight->pressure <= 0 && sight->now_ns >= c->unquiet_ns;
+    if (sight->pressure < LISTEN_PRESSURE)
+        return true;
+    c->unquiet_ns = sight->now_ns + UNQUIET_NS;
+    return false;
+}
+
 static void yield(tz_controller *c, const tz_sight *sight)
 {
     bool listened = c->listening;
@@ -126,7 +139,7 @@ static void yield(tz_controller *c, const tz_sight *sight)
     if (c->resting)
         c->level = clamp(c->level, 0, c->usable);
     c->resting = false;
-    c->listening = sight->reading.wants_quiet && sight->pressure < LISTEN_PRESSURE;
+    c->listening = listens(c, sight);
     if (listened) {
         c->moved = sight->moved;
         c->moved_ns = sight->now_ns;

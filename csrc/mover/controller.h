@@ -76,6 +76,7 @@ typedef struct tz_controller {
     uint64_t look_ns;
     bool resting; /* idle for long enough */
     bool listening;
+    uint64_t unquiet_ns;      /* not again before */
     uint64_t moved, moved_ns; /* at the last judgement */
 } tz_controller;
 

@@ -16,11 +16,12 @@
 /* What is usual before T0 counts when it is of so many. */
 #define KNOWN 200
 
-/* Listening ends with ten beyond the 99th percentile, or when it has cost enough of the copy's time; where nothing is known,
- * more may be spent on it. */
+/* Listening ends with forty beyond the 99th percentile, or when it has cost enough of the copy's time; where nothing is known,
+ * or next to nothing comes, more may be spent on it. What the mover had in flight ends in the first SETTLE. */
 #define HEARD  4000
 #define LISTEN (300 * MS)
 #define LEARN  (1000 * MS)
+#define SETTLE (60 * MS)
 
 /* How often. Sooner when being as quiet as can be does not help: then it is others, and staying there helps nobody. */
 #define RELISTEN         (5000 * MS)
@@ -28,6 +29,11 @@
 
 /* Of what was known, so many requests count beside those that were heard. */
 #define REMEMBERED UINT64_C(4000)
+
+/* What is heard is at most so many times what was known; interception may do that much at first. A stop of the whole machine
+ * while listening would else pass for usual, for minutes. */
+#define JUMP       2.0
+#define JUMP_AT_T0 4.0
 
 #define MAY_BE_LATE 0.01
 #define HEAVY       50.0 /* strain of one window, at most: one stop of a slow disk is not to count for ever */
@@ -53,17 +59,26 @@ static void begin_window(tz_gauge *gauge, const tz_load *load, uint64_t now)
 
 /* ---- what is usual ---- */
 
-/* What is heard counts by how much it is, beside what was known before. */
+static double heard_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total)
+{
+    double heard = (double)tz_load_quantile_of(counts, total, 1 - gauge->share);
+    double most = gauge->usual_ns * (gauge->heard_ns ? JUMP : JUMP_AT_T0);
+
+    return gauge->usual_ns > 0 && heard > most ? most : heard;
+}
+
+/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. */
 static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total)
 {
-    double before = gauge->heard_ns ? (double)tz_min_u64(gauge->known, REMEMBERED) : 0, now = (double)total, late;
+    double before, now = (double)total;
 
+    if (!gauge->heard_ns)
+        gauge->known = 0;
+    before = (double)tz_min_u64(gauge->known, REMEMBERED);
     gauge->known += total;
     gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
-    gauge->usual_ns = (gauge->usual_ns * before + (double)tz_load_quantile_of(counts, total, 1 - gauge->share) * now) /
-                      (before + now);
-    late = gauge->usual_ns * target->factor;
-    gauge->late_ns = tz_max_u64((uint64_t)late, tz_max_u64(gauge->least_ns, 1));
+    gauge->usual_ns = (gauge->usual_ns * before + heard_of(gauge, counts, total) * now) / (before + now);
+    gauge->late_ns = tz_max_u64((uint64_t)(gauge->usual_ns * target->factor), tz_max_u64(gauge->least_ns, 1));
 }
 
 static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
@@ -90,6 +105,7 @@ void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load
     meter->target = *target;
     meter->arrived = tz_load_get(&load->arrived);
     meter->calm = TZ_CALM_NOT;
+    meter->turned_ns = 0;
     begin_gauge(&meter->gauges[0], TZ_LOAD_READS, target, load, usual, now_ns);
     begin_gauge(&meter->gauges[1], TZ_LOAD_UPDATES, target, load, usual, now_ns);
 }
@@ -100,7 +116,7 @@ static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t n
 
     if (meter->target.ns || !gauge->busy)
         return false;
-    return !gauge->heard_ns || now - gauge->heard_ns >= (in_vain ? RELISTEN_IN_VAIN : RELISTEN);
+    return !gauge->tried_ns || now - gauge->tried_ns >= (in_vain ? RELISTEN_IN_VAIN : RELISTEN);
 }
 
 /* A window of a quiet time. */
@@ -108,12 +124,14 @@ static void listen_to(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uin
 {
     uint64_t counts[TZ_LOAD_BUCKETS], total = requests_in(counts, gauge, load), age = now - gauge->began_ns;
 
-    if (total < HEARD && age < (gauge->known ? LISTEN : LEARN))
+    if (total < HEARD && age < (gauge->known && total >= LEAST ? LISTEN : LEARN))
         return;
     gauge->busy = total >= LEAST;
-    if (gauge->busy)
+    gauge->tried_ns = now;
+    if (gauge->busy) {
         learn(gauge, &meter->target, counts, total);
-    gauge->heard_ns = now;
+        gauge->heard_ns = now;
+    }
     begin_window(gauge, load, now);
 }
 
@@ -176,19 +194,21 @@ tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm
 {
     uint64_t arrived = tz_load_get(&load->arrived);
     tz_reading reading = {.active = arrived != meter->arrived};
-    bool quiet = calm == TZ_CALM_QUIET, begins = quiet && meter->calm != calm;
+    bool quiet = calm == TZ_CALM_QUIET, turns = quiet != (meter->calm == TZ_CALM_QUIET);
 
     reading.active |= atomic_load_explicit(&load->reads_in_flight, memory_order_relaxed) != 0;
     reading.active |= atomic_load_explicit(&load->updates_in_flight, memory_order_relaxed) != 0;
     meter->arrived = arrived;
     meter->calm = calm;
+    if (turns)
+        meter->turned_ns = now_ns;
     for (uint32_t i = 0; i < TZ_METER_GAUGES; i++) {
         tz_gauge *gauge = &meter->gauges[i];
         bool fresh = false;
 
-        if (begins)
+        if (turns || (quiet && now_ns - meter->turned_ns < SETTLE))
             begin_window(gauge, load, now_ns);
-        else if (quiet && wants_quiet(meter, gauge, now_ns))
+        else if (quiet && gauge->busy) /* all at once, so that not each of them needs a quiet of its own */
             listen_to(meter, gauge, load, now_ns);
         else
             fresh = look_at(meter, gauge, load, now_ns);

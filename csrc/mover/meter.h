@@ -50,7 +50,8 @@ typedef struct tz_gauge {
     uint64_t began_ns;
     double usual_ns;            /* latency that all but `share` are within */
     uint64_t known;             /* requests that it is of; 0: nothing is */
-    uint64_t heard_ns;          /* when it was last listened to; 0: not yet */
+    uint64_t tried_ns;          /* when it was last listened to, */
+    uint64_t heard_ns;          /* and when something was heard; 0: not yet since T0 */
     uint64_t late_ns, least_ns; /* from where a request is late; what that was before T0. 0: not known */
     double share;               /* that may be late */
     double strain;              /* of the last window */
@@ -63,6 +64,7 @@ typedef struct tz_meter {
     tz_target target;
     uint64_t arrived; /* requests, at the last look */
     enum tz_calm calm;
+    uint64_t turned_ns; /* when quiet last began or ended */
 } tz_meter;
 
 typedef struct tz_reading {
@@ -78,7 +80,7 @@ typedef struct tz_reading {
 void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load, const tz_load *usual,
                    uint64_t now_ns);
 
-/* Windows begin anew when quiet begins. */
+/* Windows begin anew when quiet begins and when it ends. */
 tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm, uint64_t now_ns);
 
 #endif

@@ -293,6 +293,74 @@ static void few_requests_are_met_with_a_usual_level(void)
     free(s);
 }
 
+/* Twenty updates a second, after a busy past, and nearly all intercepted: what is usual now is heard of few, and not that
+ * of before T0. */
+static void few_updates_after_a_busy_past_are_no_strain(void)
+{
+    for (uint64_t seed = 1; seed < 10; seed++) {
+        sim *s = sim_virtual_disk(seed);
+        int floors = 0;
+
+        s->intercept_percent = 95;
+        moderate(s);
+        sim_run(s, 2 * SIM_S);
+        sim_application(s, 1, 50 * SIM_MS, 0);
+        sim_run(s, SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, 10 * SIM_S);
+        for (int i = 0; i < 200; i++) {
+            sim_run(s, 100 * SIM_MS);
+            floors += s->press.calm == TZ_CALM_FLOOR;
+        }
+        printf("    at the floor %d %% of the time\n", floors / 2);
+        CHECK(floors < 100);
+        free(s);
+    }
+}
+
+/* A stop of the disk in the middle of listening is not what is usual from then on. */
+static void a_stop_while_listening_is_not_usual(void)
+{
+    for (uint64_t seed = 1; seed < 10; seed++) {
+        sim *s = sim_virtual_disk(seed);
+        uint64_t usual;
+
+        sim_application(s, 4, 4 * SIM_MS, 0); /* a thousand a second */
+        usual = sim_p99(s, TZ_LOAD_UPDATES, 10 * SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        while (s->press.calm != TZ_CALM_QUIET)
+            sim_run(s, 10 * SIM_MS);
+        sim_run(s, 100 * SIM_MS);
+        sim_stop(s, 200 * SIM_MS);
+        while (s->press.calm == TZ_CALM_QUIET)
+            sim_run(s, 10 * SIM_MS);
+        CHECK(s->meter.gauges[1].late_ns < 5 * FACTOR * usual);
+        sim_run(s, 30 * SIM_S);
+        CHECK(s->meter.gauges[1].late_ns < 3 * usual);
+        free(s);
+    }
+}
+
+/* A sidefile that fills ends a quiet time, and there is not another one at once. */
+static void quiet_does_not_flap(void)
+{
+    sim *s = sim_disk(3);
+    int turns = 0;
+
+    moderate(s);
+    sim_run(s, 2 * SIM_S);
+    sim_begin(s, FACTOR, 0, false);
+    for (int i = 0; i < 500; i++) {
+        enum tz_calm before = s->press.calm;
+
+        s->pressure = before == TZ_CALM_QUIET ? 0.6 : 0;
+        sim_run(s, 20 * SIM_MS);
+        turns += before != TZ_CALM_QUIET && s->press.calm == TZ_CALM_QUIET;
+    }
+    CHECK(turns >= 1 && turns <= 3); /* in ten seconds */
+    free(s);
+}
+
 /* Reads of a disk are judged by reads: where updates are twenty times slower, more of them are no harm. */
 static void a_change_of_the_mix_is_no_harm(void)
 {
@@ -431,6 +499,9 @@ int main(void)
     RUN(interception_is_not_held_against_copying);
     RUN(a_volume_without_a_past_is_listened_to);
     RUN(few_requests_are_met_with_a_usual_level);
+    RUN(few_updates_after_a_busy_past_are_no_strain);
+    RUN(a_stop_while_listening_is_not_usual);
+    RUN(quiet_does_not_flap);
     RUN(a_change_of_the_mix_is_no_harm);
     RUN(a_slow_disk_is_given_way_to_as_quickly);
     RUN(a_filling_sidefile_counts_against_yielding);
