@@ -19,9 +19,9 @@
 /* Listening ends with forty beyond the 99th percentile, or when it has cost enough of the copy's time; where nothing is known,
  * or next to nothing comes, more may be spent on it. What the mover had in flight ends in the first SETTLE. */
 #define HEARD  4000
-#define LISTEN (300 * MS)
+#define LISTEN (250 * MS)
 #define LEARN  (1000 * MS)
-#define SETTLE (60 * MS)
+#define SETTLE (150 * MS)
 
 /* How often. Sooner when being as quiet as can be does not help: then it is others, and staying there helps nobody. */
 #define RELISTEN         (5000 * MS)
@@ -33,7 +33,7 @@
 /* What is heard is at most so many times what was known; interception may do that much at first. A stop of the whole machine
  * while listening would else pass for usual, for minutes. */
 #define JUMP       2.0
-#define JUMP_AT_T0 4.0
+#define JUMP_AT_T0 3.0
 
 #define MAY_BE_LATE 0.01
 #define HEAVY       50.0 /* strain of one window, at most: one stop of a slow disk is not to count for ever */
@@ -59,26 +59,40 @@ static void begin_window(tz_gauge *gauge, const tz_load *load, uint64_t now)
 
 /* ---- what is usual ---- */
 
+/* How many took longer; those of its bucket in proportion. */
+static double later_than(const uint64_t *counts, uint64_t ns)
+{
+    uint32_t bucket = tz_load_bucket(ns);
+    uint64_t from = tz_load_bucket_from(bucket), to = tz_load_bucket_from(bucket + 1);
+    double late = (double)counts[bucket] * (double)(to - tz_min_u64(ns, to)) / (double)(to - from);
+
+    for (uint32_t i = bucket + 1; i < TZ_LOAD_BUCKETS; i++)
+        late += (double)counts[i];
+    return late;
+}
+
 static double heard_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total)
 {
     double heard = (double)tz_load_quantile_of(counts, total, 1 - gauge->share);
-    double most = gauge->usual_ns * (gauge->heard_ns ? JUMP : JUMP_AT_T0);
+    double most = gauge->usual_ns * (gauge->since ? JUMP : JUMP_AT_T0);
 
     return gauge->usual_ns > 0 && heard > most ? most : heard;
 }
 
-/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. */
+/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. Where
+ * that is of few, more may be late, until more was heard. */
 static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total)
 {
     double before, now = (double)total;
 
-    if (!gauge->heard_ns)
+    if (!gauge->since)
         gauge->known = 0;
     before = (double)tz_min_u64(gauge->known, REMEMBERED);
     gauge->known += total;
     gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
     gauge->usual_ns = (gauge->usual_ns * before + heard_of(gauge, counts, total) * now) / (before + now);
     gauge->late_ns = tz_max_u64((uint64_t)(gauge->usual_ns * target->factor), tz_max_u64(gauge->least_ns, 1));
+    gauge->since = true;
 }
 
 static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
@@ -97,6 +111,7 @@ static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_
         return;
     learn(gauge, target, counts, total);
     gauge->least_ns = gauge->late_ns;
+    gauge->since = false;
     gauge->busy = true; /* and is listened to first of all */
 }
 
@@ -136,18 +151,6 @@ static void listen_to(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uin
 }
 
 /* ---- strain ---- */
-
-/* How many took longer; those of its bucket in proportion. */
-static double later_than(const uint64_t *counts, uint64_t ns)
-{
-    uint32_t bucket = tz_load_bucket(ns);
-    uint64_t from = tz_load_bucket_from(bucket), to = tz_load_bucket_from(bucket + 1);
-    double late = (double)counts[bucket] * (double)(to - tz_min_u64(ns, to)) / (double)(to - from);
-
-    for (uint32_t i = bucket + 1; i < TZ_LOAD_BUCKETS; i++)
-        late += (double)counts[i];
-    return late;
-}
 
 static void judge(tz_gauge *gauge, const uint64_t *counts, uint64_t total, uint64_t now)
 {

@@ -56,6 +56,7 @@ typedef struct tz_gauge {
     double share;               /* that may be late */
     double strain;              /* of the last window */
     uint64_t told_ns;           /* when there last was one; 0: none that can be judged */
+    bool since;                 /* `known` is of since T0 */
     bool busy;                  /* the last window had enough to listen to */
 } tz_gauge;
 
