@@ -210,19 +210,25 @@ static void stop_volume(pthread_t thread)
     CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
-/* Who does not wait any longer gets the final report, and may end the session again. */
-static void an_end_that_is_not_waited_for(void)
+/* A session, an update that waits for a before-image that does not come, and the volume's thread. */
+static pthread_t start_with_held(update *u)
 {
     tz_session_config c = usual();
-    tz_session_report report;
-    pthread_t thread;
-    update u;
 
     setup();
     install(&c);
     silence(rig.volume->file.fd, TZ_IO_READ);
-    submit(&u, TZ_REQUEST_WRITE, 5, 1);
-    thread = start_volume();
+    submit(u, TZ_REQUEST_WRITE, 5, 1);
+    return start_volume();
+}
+
+/* Who does not wait any longer gets the final report, and may end the session again. */
+static void an_end_that_is_not_waited_for(void)
+{
+    tz_session_report report;
+    update u;
+    pthread_t thread = start_with_held(&u);
+
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(tz_session_end_within(rig.session, false, 20 * MS, &report), -ETIMEDOUT);
         CHECK_EQ(report.state, TZ_SESSION_ENDED);
@@ -242,16 +248,10 @@ static void an_end_that_is_not_waited_for(void)
 
 static void giving_way_from_another_thread(void)
 {
-    tz_session_config c = usual();
     tz_session_report report;
-    pthread_t thread;
     update u;
+    pthread_t thread = start_with_held(&u);
 
-    setup();
-    install(&c);
-    silence(rig.volume->file.fd, TZ_IO_READ);
-    submit(&u, TZ_REQUEST_WRITE, 5, 1);
-    thread = start_volume();
     tz_session_give_way(rig.session);
     tz_session_report_get(rig.session, &report);
     CHECK_EQ(report.puncture, TZ_PUNCTURE_ADMISSION);

@@ -5,9 +5,8 @@
  *
  * Reads and updates are kept apart. A disk that answers the one from its cache and not the other has latencies a
  * hundredfold apart; put together, a change of their mix would look like harm, and harm to the rarer kind like nothing.
- * Updates are measured twice: from their arrival, which is what the application waits, and from their issue, which leaves
- * out what a gate held them for. A backup that gives way makes the second shorter and never the first alone: a
- * before-image takes its one read however slowly the rest is copied.
+ * Updates are measured twice: from their arrival, which is what the application waits and what the mover is judged by, and
+ * from their issue, which leaves out what a gate held them for, so that the difference shows the price of interception.
  *
  * Buckets are log-linear: eight to each power of two, so that a quantile is known to an eighth before interpolation, from
  * 256 ns (all below is linear) to 68 s. Counters only grow, so that a reader makes a window of time out of two looks.
