@@ -143,10 +143,8 @@ static void listen_to(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uin
         return;
     gauge->busy = total >= LEAST;
     gauge->tried_ns = now;
-    if (gauge->busy) {
+    if (gauge->busy)
         learn(gauge, &meter->target, counts, total);
-        gauge->heard_ns = now;
-    }
     begin_window(gauge, load, now);
 }
 
@@ -175,7 +173,7 @@ static bool look_at(const tz_meter *meter, tz_gauge *gauge, const tz_load *load,
     if (!has_ended(gauge, total, now))
         return false;
     gauge->busy = total >= LEAST;
-    if (gauge->busy && gauge->late_ns && (meter->target.ns || gauge->heard_ns))
+    if (gauge->busy && gauge->late_ns && (meter->target.ns || gauge->since))
         judge(gauge, counts, total, now);
     else
         gauge->told_ns = 0;

@@ -50,13 +50,12 @@ typedef struct tz_gauge {
     uint64_t began_ns;
     double usual_ns;            /* latency that all but `share` are within */
     uint64_t known;             /* requests that it is of; 0: nothing is */
-    uint64_t tried_ns;          /* when it was last listened to, */
-    uint64_t heard_ns;          /* and when something was heard; 0: not yet since T0 */
+    uint64_t tried_ns;          /* when it was last listened to; 0: not yet */
     uint64_t late_ns, least_ns; /* from where a request is late; what that was before T0. 0: not known */
     double share;               /* that may be late */
     double strain;              /* of the last window */
     uint64_t told_ns;           /* when there last was one; 0: none that can be judged */
-    bool since;                 /* `known` is of since T0 */
+    bool since;                 /* something was heard since T0, and `known` is of that */
     bool busy;                  /* the last window had enough to listen to */
 } tz_gauge;
 
