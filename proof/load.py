@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proof.compiled import compiled
+from proof.served import wait_word
 
 SOURCE = Path(__file__).with_name("blockload.c")
+CONNECT_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 
 
@@ -30,6 +32,7 @@ def fill(binary: Path, image: Path, volume: int, start: int, end: int) -> None:
 class Load:
     """Connections that write to one served volume, each to a region of its own.
 
+    patience_s: for each handshake.
     options: further blockload options, e.g. {"min": 512, "max": 65536, "grain": 512, "zero": 5, "rate": 500}.
     """
 
@@ -42,6 +45,7 @@ class Load:
     connections: int = 2
     depth: int = 8
     seconds: float = 60.0
+    patience_s: float = CONNECT_TIMEOUT
     options: dict[str, int] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -50,7 +54,10 @@ class Load:
         return [self.directory / f"{self.export}-{c}.log" for c in range(self.connections)]
 
     def start(self) -> Load:
-        """Starts all connections and returns when each is through its handshake."""
+        """Starts all connections, and returns when each is through its handshake.
+
+        Raises RuntimeError when one is not; then none is left.
+        """
         share = self.size // self.connections // 4096 * 4096
         for c in range(self.connections):
             arguments = {
@@ -63,9 +70,11 @@ class Load:
                 command += [f"--{name}", str(value)]
             self.processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         for process in self.processes:
-            assert process.stdout is not None
-            if process.stdout.readline().strip() != "connected":
-                raise RuntimeError(f"blockload did not connect: {process.communicate(timeout=STOP_TIMEOUT)[1]}")
+            if not wait_word(process, "connected", self.patience_s):
+                process.kill()
+                said = process.communicate(timeout=STOP_TIMEOUT)[1].strip()
+                self.kill()
+                raise RuntimeError(f"blockload did not connect: {said or 'the server says nothing'}")
         return self
 
     def stop(self) -> list[dict[str, float]]:

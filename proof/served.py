@@ -23,7 +23,12 @@ STOP_S = 60.0  # seconds for it to end
 
 
 def wait_ready(process: subprocess.Popen[Any], patience_s: float = READY_S) -> bool:
-    """Has it said `ready`? False: it said something else, ended, or said nothing in that time.
+    """Has it said `ready`? As wait_word()."""
+    return wait_word(process, "ready", patience_s)
+
+
+def wait_word(process: subprocess.Popen[Any], word: str, patience_s: float) -> bool:
+    """Is the first line it says `word`? False: it said something else, ended, or did not say a line in that time.
 
     Its standard output is a pipe that nobody has read from yet.
     """
@@ -37,7 +42,7 @@ def wait_ready(process: subprocess.Popen[Any], patience_s: float = READY_S) -> b
         if not piece:
             return False
         said += piece
-    return said == b"ready\n"
+    return said == f"{word}\n".encode()
 
 
 class Serving:

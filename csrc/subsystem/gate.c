@@ -98,7 +98,6 @@ static void account(tz_volume *volume, const tz_request *request)
 static void hold(tz_volume *volume, tz_request *request)
 {
     request->volume.held = true;
-    request->volume.issued_ns = 0;
     tz_queue_push(&volume->gate.held, request);
 }
 

@@ -72,7 +72,7 @@ void tz_volume_load_arrived(tz_volume *volume, tz_request *request)
 
     if (!is_measured(request))
         return;
-    request->volume.arrived_ns = request->volume.issued_ns = now = tz_now_ns();
+    request->volume.arrived_ns = now = tz_now_ns();
     change_in_flight(volume, request, 1);
     atomic_store_explicit(&volume->load.last_ns, now, memory_order_relaxed);
     tz_load_bump(&volume->load.arrived, 1);
@@ -80,21 +80,6 @@ void tz_volume_load_arrived(tz_volume *volume, tz_request *request)
         publish_presence(volume, load_of(s), now);
         tz_load_bump(&load_of(s)->arrived, 1);
     }
-}
-
-void tz_volume_load_issued(tz_request *request)
-{
-    request->volume.ended_ns = 0;
-    if (!request->volume.issued_ns)
-        request->volume.issued_ns = tz_now_ns();
-}
-
-void tz_volume_load_piece_ended(tz_volume *volume, tz_request *request, bool good)
-{
-    request->volume.ended_ns = tz_now_ns();
-    if (good && request->kind == TZ_REQUEST_WRITE)
-        add(volume, TZ_LOAD_ISSUED, request->volume.ended_ns - request->volume.issued_ns);
-    request->volume.issued_ns = 0; /* the next piece is issued at an instant of its own */
 }
 
 static void count_bytes(tz_load *load, const tz_request *request)
@@ -107,12 +92,11 @@ static void count_bytes(tz_load *load, const tz_request *request)
 
 void tz_volume_load_ended(tz_volume *volume, tz_request *request, bool good)
 {
-    bool synced = request->flags & TZ_REQUEST_FUA; /* after the last piece */
-    uint64_t now = synced ? 0 : request->volume.ended_ns;
+    uint64_t now;
 
     if (!request->volume.arrived_ns)
         return;
-    now = now ? now : tz_now_ns();
+    now = tz_now_ns();
     change_in_flight(volume, request, UINT32_MAX); /* one less */
     atomic_store_explicit(&volume->load.last_ns, now, memory_order_relaxed);
     for (tz_session *s = volume->gate.sessions; s; s = tz_gate_next_session(s))

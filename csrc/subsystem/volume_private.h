@@ -108,8 +108,6 @@ void tz_volume_read_piece(tz_volume *volume, tz_request *request); /* with its b
 
 /* volume_load.c: of reads and updates */
 void tz_volume_load_arrived(tz_volume *volume, tz_request *request);
-void tz_volume_load_issued(tz_request *request);                                    /* a piece of an update */
-void tz_volume_load_piece_ended(tz_volume *volume, tz_request *request, bool good); /* the same */
 void tz_volume_load_ended(tz_volume *volume, tz_request *request, bool good);
 void tz_volume_load_stats(const tz_volume *volume, tz_volume_stats *out);
 

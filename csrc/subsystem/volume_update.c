@@ -160,12 +160,10 @@ static void lock_blocks(tz_volume *volume, tz_request *request)
 {
     bool look = volume->exclusives || request->volume.exclusive || volume->blocked.count;
 
-    if (look && !(volume->faults & TZ_FAULT_NO_BLOCK_LOCK) && is_excluded(volume, request)) {
-        request->volume.issued_ns = 0;
+    if (look && !(volume->faults & TZ_FAULT_NO_BLOCK_LOCK) && is_excluded(volume, request))
         tz_queue_push(&volume->blocked, request);
-    } else {
+    else
         activate(volume, request);
-    }
 }
 
 static void unlock_blocks(tz_volume *volume, tz_request *request)
@@ -210,7 +208,6 @@ static void complete(tz_volume *volume, tz_request *request)
 static void end_piece(tz_volume *volume, tz_request *request, int64_t result)
 {
     request->volume.cursor = request->volume.to;
-    tz_volume_load_piece_ended(volume, request, result >= 0);
     tz_volume_give_bounce(volume, request);
     unlock_blocks(volume, request);
     tz_gate_completed(volume);
@@ -359,7 +356,6 @@ static void issue_range(tz_volume *volume, tz_request *request)
 void tz_volume_issue(tz_volume *volume, tz_request *request)
 {
     request->volume.op.user = request;
-    tz_volume_load_issued(request);
     if (request->volume.method == TZ_METHOD_WRITE)
         issue_write(volume, request);
     else

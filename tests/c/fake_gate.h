@@ -189,7 +189,7 @@ static inline void fake_gate_update(fake_gate *g, uint64_t track, uint64_t patte
         memcpy(g->after + i * 8, &pattern, 8);
     atomic_fetch_add(&g->h->updates, 1);
     tz_load_bump(&g->h->load.arrived, 1);
-    tz_load_add(&g->h->load.histograms[TZ_LOAD_ISSUED], 50000);
+    tz_load_add(&g->h->load.histograms[TZ_LOAD_UPDATES], 50000);
     CHECK_EQ(pwrite(g->volume.fd, g->after, length, (off_t)at), length);
     pthread_mutex_unlock(&g->lock);
 }

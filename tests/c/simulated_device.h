@@ -41,7 +41,6 @@ typedef struct sim {
     /* The gate: of the updates so many percent wait for the read of a before-image, from T0 on. */
     uint32_t intercept_percent;
     bool held[SIM_SLOTS];
-    uint64_t issued[SIM_SLOTS];
 
     /* The mover: reads and writes in turns, in pieces, the writes on the same disk. */
     uint64_t move_next[SIM_FULL];
@@ -158,7 +157,6 @@ static inline void sim_begin(sim *s, double factor, uint64_t target_ns, bool idl
 static inline void sim_issue(sim *s, uint32_t slot)
 {
     s->held[slot] = false;
-    s->issued[slot] = s->now;
     s->next[slot] = sim_submit(s, 4096) + sim_about(s, s->wake_ns);
     if (s->wake_ns && sim_random(s) % 64 == 0)
         s->next[slot] += sim_about(s, 4 * s->wake_ns);
@@ -173,9 +171,7 @@ static inline void sim_application_step(sim *s, uint32_t slot)
         return;
     }
     if (s->began[slot]) {
-        tz_load_add(&s->into->histograms[s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_ISSUED], s->now - s->issued[slot]);
-        if (!s->is_read[slot])
-            tz_load_add(&s->into->histograms[TZ_LOAD_UPDATES], s->now - s->began[slot]);
+        tz_load_add(&s->into->histograms[s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_UPDATES], s->now - s->began[slot]);
         s->began[slot] = 0;
         atomic_fetch_sub(in_flight, 1);
         s->next[slot] = slot < s->depth ? s->now + sim_about(s, s->think_ns) : SIM_NEVER;

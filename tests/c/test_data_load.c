@@ -57,12 +57,12 @@ static void a_copy_is_a_copy(void)
     static tz_load from, to;
 
     tz_load_bump(&from.arrived, 7);
-    tz_load_add(&from.histograms[TZ_LOAD_ISSUED], 1234567);
+    tz_load_add(&from.histograms[TZ_LOAD_UPDATES], 1234567);
     atomic_store(&from.reads_in_flight, 3);
     tz_load_copy(&to, &from);
     CHECK_EQ(tz_load_get(&to.arrived), 7);
     CHECK_EQ(atomic_load(&to.reads_in_flight), 3);
-    CHECK_EQ(tz_load_get(&to.histograms[TZ_LOAD_ISSUED].buckets[tz_load_bucket(1234567)]), 1);
+    CHECK_EQ(tz_load_get(&to.histograms[TZ_LOAD_UPDATES].buckets[tz_load_bucket(1234567)]), 1);
 }
 
 int main(void)

@@ -1,8 +1,9 @@
-"""How the proofs start a server (proof/served.py): never for ever, and with its own words when it fails."""
+"""How the proofs start a server and a load (proof/served.py, load.py): with deadlines, and its own words when it fails."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proof.load import Load, build
 from proof.served import Serving
 
 QUICK_S = 2.0
@@ -83,3 +85,13 @@ def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(subprocess.TimeoutExpired):
         server.stop()
     assert server.process.returncode == -signal.SIGKILL
+
+
+def test_a_load_does_not_wait_for_ever_for_a_server_that_says_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "n"))
+        mute.listen()
+        load = Load(build(tmp_path), tmp_path / "n", "data", 0, 1 << 20, tmp_path, connections=2, patience_s=QUICK_S)
+        with pytest.raises(RuntimeError, match="did not connect: the server says nothing"):
+            load.start()
+    assert [process.returncode for process in load.processes] == [-signal.SIGKILL] * 2

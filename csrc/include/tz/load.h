@@ -5,8 +5,7 @@
  *
  * Reads and updates are kept apart. A disk that answers the one from its cache and not the other has latencies a
  * hundredfold apart; put together, a change of their mix would look like harm, and harm to the rarer kind like nothing.
- * Updates are measured twice: from their arrival, which is what the application waits and what the mover is judged by, and
- * from their issue, which leaves out what a gate held them for, so that the difference shows the price of interception.
+ * Both are measured from their arrival: what a gate held an update for is what the application waited, too.
  *
  * Buckets are log-linear: eight to each power of two, so that a quantile is known to an eighth before interpolation, from
  * 256 ns (all below is linear) to 68 s. Counters only grow, so that a reader makes a window of time out of two looks.
@@ -27,9 +26,8 @@
 
 enum tz_load_measure {
     TZ_LOAD_READS = 0,
-    TZ_LOAD_UPDATES = 1, /* writes, from arrival to completion */
-    TZ_LOAD_ISSUED = 2,  /* the same, a piece at a time, from issue to completion */
-    TZ_LOAD_MEASURES = 3,
+    TZ_LOAD_UPDATES = 1, /* writes */
+    TZ_LOAD_MEASURES = 2,
 };
 
 typedef struct tz_load_histogram {

@@ -38,7 +38,7 @@
 #include "tz/load.h"
 
 #define TZ_SESSION_MAGIC  UINT64_C(0x305a454d495420) /* " TIMEZ0" */
-#define TZ_SESSION_LAYOUT 2
+#define TZ_SESSION_LAYOUT 3
 
 #define TZ_SLOT_NONE     UINT32_MAX
 #define TZ_TRACKS_A_WORD 32

@@ -70,8 +70,6 @@ struct tz_request {
         uint64_t from, to;                     /* the piece under way, as asked for */
         uint64_t at, end;                      /* the same, widened to blocks */
         uint64_t arrived_ns;                   /* 0: its load is not measured */
-        uint64_t issued_ns;                    /* of the piece; 0: it has waited, or is not the first */
-        uint64_t ended_ns;                     /* of the piece before, until another is issued */
         uint64_t held_since_ns;
         uint64_t held_by; /* sessions that made it wait, a bit each */
         void *bounce;
