@@ -1,4 +1,4 @@
-"""How the proofs start a server and a load (proof/served.py, load.py): with deadlines, and its own words when it fails."""
+"""How proofs start a server and a load (proof/served.py, load.py): with deadlines, and its own words when it fails."""
 
 from __future__ import annotations
 
