@@ -165,6 +165,14 @@ def test_only_ended_of_every_part_is_intact(script, states):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("volumes", [[], ["b"], ["a", "a"]])
+def test_a_report_is_of_the_volumes_asked_for(script, volumes):
+    parts = [{"volume": volume, "state": "active", "puncture": "none"} for volume in volumes]
+    script.overrides["report"] = lambda request: Answer({"parts": parts})
+    with session.prepare(script.path, ["a"]) as group, pytest.raises(TimezeroError, match="does not fit"):
+        group.report()
+
+
 def test_a_connection_that_breaks_after_t0_is_a_lost_t0(script):
     with session.prepare(script.path, ["a"]) as group:
         group.suspend()

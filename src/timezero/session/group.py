@@ -101,9 +101,12 @@ class Group:
         return self._client.answer(timeout=timeout)
 
     def report(self) -> list[dict[str, Any]]:
-        """How each part is doing. Raises PunctureError when the connection is lost."""
+        """How each part is doing, in their order. Raises PunctureError when the connection is lost."""
         with self._t0_is_lost_with_connection():
-            return answers.reports(self._client.call("report", session=self.name))
+            reports = answers.reports(self._client.call("report", session=self.name))
+        if [report["volume"] for report in reports] != [part.volume for part in self.parts]:
+            raise ControlError("internal", "the storage subsystem's answer does not fit the request")
+        return reports
 
     def end(self, given_up: Collection[str] = (), *, copy_bytes_s: int | None = None) -> list[dict[str, Any]]:
         """End the session; the final reports. Raises PunctureError unless every part is intact.
