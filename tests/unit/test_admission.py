@@ -248,6 +248,69 @@ def test_memory_available_is_the_least_of_machine_and_control_groups(tmp_path):
     assert machine.memory_available(proc, groups) == 0
 
 
+V1 = "12:pids:/x\n4:cpu,memory:/outer/inner\n1:name=systemd:/x\n"
+UNLIMITED = "9223372036854771712\n"  # of version 1
+
+
+def old_group(directory, limit=UNLIMITED, usage="0\n", stat=""):
+    make(directory)
+    for name, text in (("memory.limit_in_bytes", limit), ("memory.usage_in_bytes", usage), ("memory.stat", stat)):
+        (directory / name).write_text(text)
+
+
+def test_groups_of_version_1_and_those_above_them(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc, meminfo="MemAvailable:    8000 kB\n")
+    make(proc / "self", cgroup=V1)
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    old_group(groups / "memory/outer/inner", usage="700\n")
+    old_group(groups / "memory")
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    stat = "active_file 7\ninactive_file 7\ntotal_active_file 1000\ntotal_inactive_file 2000\n"
+    old_group(groups / "memory/outer", "4000000\n", "1500000\n", stat)
+    assert machine.memory_available(proc, groups) == 2_503_000
+    old_group(groups / "memory/outer/inner", "600000\n", "500000\n")
+    assert machine.memory_available(proc, groups) == 100_000
+    old_group(groups / "memory", "10\n", "500\n")
+    assert machine.memory_available(proc, groups) == 0
+
+
+def test_both_versions_at_once(tmp_path):
+    """Hybrid: memory is where one of them has it."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc / "self", cgroup=V1 + "0::/unit\n", mountinfo=f"41 31 0:38 / {groups}/unified rw - cgroup2 cgroup2 rw\n")
+    old_group(groups / "memory/outer", "3000\n", "1000\n")
+    assert machine.memory_available(proc, groups) == 2000
+    make(groups / "unified/unit", memory_max="1500\n", memory_current="500\n")
+    assert machine.memory_available(proc, groups) == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/lxc/a\\x2db/own", "/lxc/a\\134x2db"),  # what is above is not to be seen
+        ("/", "/lxc/box"),  # a name space of its own, in what was mounted before it
+        ("/../elsewhere", "/"),
+    ],
+)
+def test_in_a_container_groups_are_where_they_are_mounted(tmp_path, path, root):
+    """What is mounted is a part of the hierarchy; the limit of its root is that of the container."""
+    proc, groups, point = tmp_path / "proc", tmp_path / "usual", tmp_path / "a place"
+    table = f"""\
+30 23 0:27 / {tmp_path}/cpu rw - cgroup cgroup rw,cpu,cpuacct
+31 23 0:28 {root} {str(point).replace(" ", chr(92) + "040")} rw,relatime shared:1 - cgroup cgroup rw,memory
+"""
+    make(proc / "self", cgroup=f"4:memory:{path}\n", mountinfo=table)
+    old_group(groups / "memory", "1\n")
+    old_group(tmp_path / "elsewhere", "1\n")
+    assert machine.memory_available(proc, groups) == 1 << 60
+    old_group(point, "5000\n", "1000\n")
+    assert machine.memory_available(proc, groups) == 4000
+    if path.endswith("own"):
+        old_group(point / "own", "900\n", "100\n")
+        assert machine.memory_available(proc, groups) == 800
+
+
 def test_the_real_machine(tmp_path):
     assert machine.memory_available() > 0
     assert machine.disk_available(str(tmp_path)) > 0
