@@ -24,7 +24,7 @@ class Stored:
     @property
     def stored(self) -> list[int]:
         """Numbers of the chunks that lie in packs."""
-        return stored_chunks(self.entries)
+        return list(stored_chunks(self.entries))
 
     def place(self, number: int) -> tuple[Path, int]:
         """The pack of a chunk, and where in it."""

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "tz/crash.h"
 
 /* Zeros are looked for in pages, and left out of a fresh target in stretches of this many bytes or more: shorter ones
  * would only cut requests into small ones (bench/copy/README.md). */
@@ -144,7 +145,10 @@ static int store(tz_sink *base, tz_chunk *chunk)
     case IMAGE_ZEROING:
         return zeroed(sink, chunk);
     case IMAGE_WRITING:
-        return chunk->result < 0 ? (int)chunk->result : write_from(sink, chunk, chunk->at);
+        if (chunk->result < 0)
+            return (int)chunk->result;
+        TZ_CRASH_POINT("target.stored");
+        return write_from(sink, chunk, chunk->at);
     }
     return -EINVAL;
 }

@@ -82,6 +82,7 @@ void tz_session_puncture(tz_session *session, enum tz_puncture_reason reason)
     if (!session->active)
         return;
     set_punctured(session, reason); /* rule 1: seen before any update goes on unprotected */
+    TZ_CRASH_POINT("session.punctured");
     tz_gate_judge_again(session->volume, 0, UINT64_MAX);
 }
 

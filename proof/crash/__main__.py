@@ -1,4 +1,4 @@
-"""`python -m proof.crash [PREFIX...]`: the table of the sweep. Exit code 1 when something was not as promised."""
+"""`python -m proof.crash [PREFIX|KIND...]`: the table of the sweep. Exit code 1 when something was not as promised."""
 
 from __future__ import annotations
 
@@ -11,39 +11,33 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from proof.crash import case, files, package
-from proof.crash.case import Case, Outcome
+from proof.crash import package, sweep
+from proof.crash.case import Outcome
 from proof.crash.steps import WHO
 
 WIDTH = 17
 
 
 def main(prefixes: list[str]) -> int:
-    """Run the cases whose steps' names begin with one of the prefixes; print a line a step."""
-    everything = case.all_cases() + (files.all_cases() if os.geteuid() == 0 else [])
-    cases = [each for each in everything if not prefixes or each.step.name.startswith(tuple(prefixes))]
+    """Run the cases whose steps' names begin with one of the prefixes, or that are of such a kind; a line a step."""
+    is_root = os.geteuid() == 0
+    everything = [case for case in sweep.all_cases() if is_root or not sweep.needs_root(case)]
+    names = tuple(prefixes)
+    cases = [case for case in everything if not names or case.step.name.startswith(names) or case.kind in names]
     built = package.build()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     try:
-        outcomes = list(_print(_outcomes(cases, folder, built)))
+        outcomes = list(_print(sweep.run_all(cases, folder, built)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     bad = [outcome for outcome in outcomes if outcome.problem]
     for outcome in bad:
         print(f"\n{outcome.case.name}: {outcome.problem}")
-    if os.geteuid() != 0:
+    if not is_root:
         print("\nleft out, for they need root: files on served volumes")
     print(f"\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s, {len(bad)} not as promised")
     return bool(bad)
-
-
-def _outcomes(cases: list[Case], folder: Path, built: Path) -> Iterator[Outcome]:
-    yield from case.run_all([each for each in cases if each.kind != "files"], folder, built)
-    for number, each in enumerate(each for each in cases if each.kind == "files"):
-        own = folder / f"files{number}"  # not removed before its end: something may be mounted there
-        own.mkdir()
-        yield files.run(each, own, built)
 
 
 def _print(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

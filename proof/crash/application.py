@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,10 +95,10 @@ class Writer:
 class Application:
     """Writers over all of a volume."""
 
-    def __init__(self, size: int, writers: int = 2) -> None:
-        """size: of the volume, bytes."""
+    def __init__(self, size: int, writers: int = 2, first: int = 0) -> None:
+        """size: of the volume, bytes. first: number of its first writer, for there may be several volumes."""
         share = size // BLOCK // writers
-        self.writers = [Writer(number, number * share, share) for number in range(writers)]
+        self.writers = [Writer(first + number, number * share, share) for number in range(writers)]
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -143,10 +144,16 @@ class Application:
 
     def explain(self, image: bytes, window: tuple[int, int]) -> None:
         """Is the image that of one instant within the window? Raises ValueError."""
-        earliest, latest = window
-        for writer in self.writers:
+        explain([(self, image)], window)
+
+
+def explain(images: Iterable[tuple[Application, bytes]], window: tuple[int, int]) -> None:
+    """Are the images of these applications' volumes all those of one instant within the window? Raises ValueError."""
+    earliest, latest = window
+    for application, image in images:
+        for writer in application.writers:
             k = writer.updates_in(image)
             earliest = max(earliest, writer.started[k - 1] if k else 0)
             latest = min(latest, writer.acknowledged[k] if k < len(writer.acknowledged) else latest)
-        if earliest > latest:
-            raise ValueError(f"no instant explains the image: it would be {earliest - latest} ns before itself")
+    if earliest > latest:
+        raise ValueError(f"no instant explains the image: it would be {earliest - latest} ns before itself")

@@ -61,7 +61,8 @@ class Log:
 
 
 @contextmanager
-def _mounted(world: World, number: int) -> Iterator[Path]:
+def mounted(world: World, number: int) -> Iterator[Path]:
+    """The file system on the served volume; number: of this mount."""
     with mounted_export(f"nbd+unix:///data?socket={world.nbd}", world.folder / f"mount{number}") as point:
         yield point
 
@@ -71,7 +72,7 @@ def run(case: Case, folder: Path, package: Path) -> Outcome:
     began = time.monotonic()
     problem = ""
     try:
-        with World(folder, package) as world, ExitStack() as stack:
+        with World(folder, package, engine=case.engine) as world, ExitStack() as stack:
             _run(world, case, stack)
             stack.close()
             world.stop_server()
@@ -87,7 +88,7 @@ def _run(world: World, case: Case, stack: ExitStack) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-J", "size=4", world.image], check=True, timeout=TIMEOUT)
     world.serve()
     first = stack.enter_context(ExitStack())
-    point = first.enter_context(_mounted(world, 1))
+    point = first.enter_context(mounted(world, 1))
     (point / "data").write_bytes(os.urandom(4 * MIB))
     log = Log(point / "log")
     first.callback(log.stop)
@@ -104,7 +105,7 @@ def _run(world: World, case: Case, stack: ExitStack) -> None:
         with suppress(RuntimeError):
             first.close()
         world.serve()
-        point = stack.enter_context(_mounted(world, 2))
+        point = stack.enter_context(mounted(world, 2))
         records = (point / "log").read_bytes()
         expect(len(records) >= log.synced * RECORD, f"{log.synced} records were synced, {len(records)} bytes are there")
     expect(world.listed() == [], "a recovery point is listed")

@@ -37,8 +37,8 @@ def build() -> Path:
     return PACKAGE
 
 
-def environment(package: Path, point: str = "", *, stop: bool = False) -> dict[str, str]:
-    """Of a process that runs the package, and dies (or stops) at `point`, which may be NAME:N."""
+def environment(package: Path, point: str = "", *, stop: bool = False, engine: str = "auto") -> dict[str, str]:
+    """Of a process that runs the package, and dies (or stops) at `point`, which may be NAME:N. engine: for its I/O."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("TIMEZERO_")}
     crash = {"TIMEZERO_CRASH_AT": point, "TIMEZERO_CRASH_HOW": "stop" if stop else "kill"} if point else {}
-    return kept | {"PYTHONPATH": str(package)} | crash
+    return kept | {"PYTHONPATH": str(package), "TIMEZERO_IO": engine} | crash

@@ -84,6 +84,48 @@ COPY = (
 #: The same of a restore, which nobody serves.
 RESTORE = tuple(step._replace(stays=(MOVER,) if MOVER in step.stays else ()) for step in COPY)
 
+#: Of a restore with --delta over an image that is there: it is changed where it is.
+DELTA = (
+    Step("place.aligned", 1, MOVER, "its size aligned, nothing written"),
+    Step("target.stored", 1, MOVER, "first chunk written"),
+    Step("target.stored", 60, MOVER, "chunk written, half-way"),
+    Step("place.written", 1, MOVER, "all is written", (MOVER,)),
+    Step("place.synced", 1, MOVER, "all is durable", (MOVER,)),
+)
+
+#: Of a restore with --resume: what is there of the image stays, and the next one goes on with it.
+RESUME = (*DELTA[1:3], *RESTORE)
+
+#: Of a restore of files to a directory in which some of them are, with --force. They need root, for the backup.
+TREE = (
+    Step("target.stored", 12, MOVER, "content of some files written"),
+    Step("tree.moved", 1, MOVER, "all content written, not durable"),
+    Step("tree.synced", 1, MOVER, "files durable, without names"),
+    Step("target.linked", 1, MOVER, "a file under a temporary name"),
+    Step("tree.named", 1, MOVER, "first file named"),
+    Step("tree.named", 12, MOVER, "half of the files named"),
+    Step("tree.durable", 1, MOVER, "all names durable", (MOVER,)),
+)
+
+#: Of a backup of two served volumes with one T0: where the one is further than the other, and what decides for both.
+PAIR = (
+    Step("session.memory", 2, SUBSYSTEM, "memory of the second session made"),
+    Step("gate.closed", 1, SUBSYSTEM, "one gate closed"),
+    Step("gate.closed", 2, SUBSYSTEM, "both gates closed"),
+    Step("gate.installed", 1, SUBSYSTEM, "one session installed"),
+    Step("gate.installed", 2, SUBSYSTEM, "both sessions installed: T0"),
+    Step("gate.opened", 1, SUBSYSTEM, "one gate open again"),
+    Step("mover.suspended", 1, MOVER, "after the suspension"),
+    Step("chunk.copied", 40, MOVER, "copied set, on the way"),
+    Step("session.over", 1, SUBSYSTEM, "one session ended intact, not answered"),
+    Step("session.over", 2, SUBSYSTEM, "both sessions ended intact, not answered"),
+    Step("mover.ended", 1, MOVER, "the end is answered: intact", (SUBSYSTEM,)),
+    Step("name.linked", 2, MOVER, "manifest named, its temporary name there", WHO),
+)
+
+#: Of a backup whose sidefile is too small.
+PUNCTURE = (Step("session.punctured", 1, SUBSYSTEM, "session punctured, held updates not issued"),)
+
 #: Of a prune that removes one of two recovery points, and sweeps what a dead backup left.
 PRUNE = (
     Step("prune.manifest", 1, MOVER, "manifest removed, not durably"),
@@ -98,4 +140,4 @@ FILES = (
     Step("files.secured", 1, MOVER, "T0 secured, before the thaw"),
 )
 
-ALL = (*BACKUP, *COPY, *RESTORE, *PRUNE, *FILES)
+ALL = (*BACKUP, *COPY, *RESTORE, *DELTA, *RESUME, *TREE, *PAIR, *PUNCTURE, *PRUNE, *FILES)

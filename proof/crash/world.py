@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from proof.crash.application import Application
+from proof.crash.application import Application, explain
 from proof.crash.package import environment
 from proof.nbd import Nbd
 from proof.served import wait_ready
@@ -49,19 +49,27 @@ def is_stopped(process: subprocess.Popen[str]) -> bool:
 
 
 class World:
-    """A folder of a case, what runs in it, and how it is left. A context manager: everything of it is ended."""
+    """A folder of a case, what runs in it, and how it is left. A context manager: everything of it is ended.
 
-    def __init__(self, folder: Path, package: Path) -> None:
+    engine: for the I/O of all that runs. volumes: their names; each has an application. image: of the first.
+    """
+
+    def __init__(
+        self, folder: Path, package: Path, *, engine: str = "auto", volumes: Sequence[str] = ("data",)
+    ) -> None:
         self.folder = folder
         self.package = package
-        self.application = Application(SIZE)
-        self.image = folder / "data.img"
+        self.engine = engine
+        self.applications = {name: Application(SIZE, first=2 * number) for number, name in enumerate(volumes)}
+        self.images = {name: folder / f"{name}.img" for name in volumes}
+        self.image = self.images[volumes[0]]
         self.repository = folder / "repository"
         self.nbd, self.control = str(folder / "n.sock"), str(folder / "c.sock")
         self.server: subprocess.Popen[str] | None = None
         self._jobs: list[subprocess.Popen[str]] = []
         (folder / "sidefile").mkdir()
-        self.image.write_bytes(self.application.content())
+        for name, application in self.applications.items():
+            self.images[name].write_bytes(application.content())
 
     # ---- processes ----
 
@@ -70,7 +78,7 @@ class World:
         process = subprocess.Popen(
             [sys.executable, "-m", "timezero", *map(str, words)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(self.package, point, stop=stop),
+            env=environment(self.package, point, stop=stop, engine=self.engine),
         )  # fmt: skip
         self._jobs.append(process)
         return process
@@ -87,12 +95,13 @@ class World:
         expect(code == 0, f"{words[0]} ends with {code}: {err.strip()}")
         return out
 
-    def serve(self, point: str = "", *, stop: bool = False) -> None:
-        """Serve the volume; ready when this returns."""
+    def serve(self, point: str = "", *, stop: bool = False, sidefile: str = "16M") -> None:
+        """Serve the volumes; ready when this returns. sidefile: what its file tier may take."""
+        volumes = [word for name, image in self.images.items() for word in ("--volume", f"{name}={image}")]
         self.server = self.start(
-            "serve", "--quiet", "--volume", f"data={self.image}", "--nbd", f"nbd+unix:///?socket={self.nbd}",
+            "serve", "--quiet", *volumes, "--nbd", f"nbd+unix:///?socket={self.nbd}",
             "--control", self.control, "--sidefile-memory", "256K", "--sidefile-path", self.folder / "sidefile",
-            "--sidefile-file", "16M", point=point, stop=stop,
+            "--sidefile-file", sidefile, point=point, stop=stop,
         )  # fmt: skip
         if not wait_ready(self.server, TIMEOUT):
             self.server.kill()
@@ -119,18 +128,44 @@ class World:
             expect(not os.path.lexists(path), f"{path} is left")
 
     def backup(self, *options: object, **crash: object) -> subprocess.Popen[str]:
-        """Start a backup of the served volume that takes a quarter of a second."""
+        """Start a backup of the served volumes that takes a quarter of a second."""
         words = ["backup", "--repo", self.repository, "--control", self.control, "--chunk-size", "64K", *options]
-        return self.start(*words, "data", **crash)  # type: ignore[arg-type]
+        return self.start(*words, *self.images, **crash)  # type: ignore[arg-type]
 
-    def volume(self) -> bytes:
-        """The content of the served volume, as an application reads it."""
-        with Nbd.connect(self.nbd, "data") as connection:
+    def volume(self, name: str) -> bytes:
+        """The content of a served volume, as an application reads it."""
+        with Nbd.connect(self.nbd, name) as connection:
             return b"".join(connection.read(at, PIECE) for at in range(0, SIZE, PIECE))
 
     def sessions(self) -> list[object]:
         """Of the server."""
         return list(json.loads(self.succeed("status", "--control", self.control, "--json"))["sessions"])
+
+    # ---- the applications ----
+
+    def write(self) -> None:
+        """Let them write, each to its volume, going on where it was stopped."""
+        for name, application in self.applications.items():
+            application.start(self.nbd, name)
+
+    def rest(self) -> None:
+        """Stop them, after the updates under way. Safe to repeat."""
+        for application in self.applications.values():
+            application.stop()
+
+    @property
+    def writes(self) -> bool:
+        """Is nobody hung up on?"""
+        return all(application.alive for application in self.applications.values())
+
+    def settle(self) -> None:
+        """What was acknowledged to those that rest is on the served volumes. Raises ValueError."""
+        for name, application in self.applications.items():
+            application.settle(self.volume(name))
+
+    def explain(self, images: Mapping[str, bytes], window: tuple[int, int]) -> None:
+        """Are the images, by volume, of one instant within the window? Raises ValueError."""
+        explain(((self.applications[name], image) for name, image in images.items()), window)
 
     # ---- the repository ----
 
@@ -146,13 +181,14 @@ class World:
         """All recovery points."""
         self.succeed("verify", "--repo", self.repository)
 
-    def restore(self, point: str) -> bytes:
-        """The volume of a recovery point."""
-        target = self.folder / "restored.img"
-        self.succeed("restore", "--repo", self.repository, "--force", f"{point}/data", target)
-        content = target.read_bytes()
-        target.unlink()
-        return content
+    def restore(self, point: str) -> dict[str, bytes]:
+        """The volumes of a recovery point."""
+        target, found = self.folder / "restored.img", {}
+        for name in self.images:
+            self.succeed("restore", "--repo", self.repository, "--force", f"{point}/{name}", target)
+            found[name] = target.read_bytes()
+            target.unlink()
+        return found
 
     def prune(self, *options: object) -> None:
         """Prune, and compare the tree with what the manifests say."""
@@ -191,7 +227,7 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.application.stop()
+        self.rest()
         for process in self._jobs:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import timezero
-from proof.crash import case, files, package, steps
+from proof.crash import package, steps, sweep
 from proof.crash.case import Case
 from tests.command import image
 from tests.sanitized import not_with_asan
@@ -26,7 +26,24 @@ ROOT = Path(package.ROOT)
 #: A step of every phase, by who is at it.
 PHASES = ("session.memory:1", "gate.drained:1", "image.written:1", "chunk.copied:40", "session.over:1", "mover.ended:1",
           "name.linked:2")  # fmt: skip
+#: Of the kinds that have many steps in common with others: what is their own.
+OWN = {
+    "pair": ("gate.installed:1", "session.over:2"),
+    "delta": ("target.stored:60", "place.synced:1"),
+    "resume": ("target.stored:60", "target.synced:1"),
+    "tree": ("target.linked:1", "tree.named:12"),
+}
 CALL = re.compile(r"""(?:TZ_CRASH_POINT|\bcrash_point)\("([a-z.]+)"\)""")
+
+
+def chosen(case: Case) -> bool:
+    """Is it in the part that is run here?"""
+    if case.kind in OWN:
+        return case.who == case.step.at and case.step.name in OWN[case.kind]
+    return case.kind in ("files", "puncture") or case.who == case.step.at or case.step.name in PHASES
+
+
+CASES = [case for case in sweep.all_cases() if chosen(case)]
 
 #: For all that runs that package: under ASan it would be the same test as without, and take many times as long.
 runs_it = not_with_asan("the package with crash points is built without it")
@@ -40,18 +57,25 @@ def built() -> Path:
 
 @runs_it
 @pytest.mark.timeout(900)  # on a busy machine, and the first of them waits for the build
-@pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune"])
+@pytest.mark.parametrize("kind", ["backup", "copy", "restore", "prune", "pair", "puncture", "delta", "resume"])
 def test_deaths(kind: str, built: Path, tmp_path: Path) -> None:
-    cases = [c for c in case.all_cases() if c.kind == kind and (c.who == c.step.at or c.step.name in PHASES)]
-    outcomes = list(case.run_all(cases, tmp_path, built))
+    cases = [case for case in CASES if case.kind == kind]
+    outcomes = list(sweep.run_all(cases, tmp_path, built))
     assert {o.case.name: o.problem for o in outcomes if o.problem} == {}
-    assert len(outcomes) >= 4
+    assert len(outcomes) >= (2 if kind in OWN else 3)
 
 
 @runs_it
-@pytest.mark.parametrize("swept", files.all_cases(), ids=lambda c: c.name)
-def test_a_death_while_a_file_system_is_frozen(swept: Case, root: None, built: Path, tmp_path: Path) -> None:
-    assert files.run(swept, tmp_path, built).problem == ""
+@pytest.mark.parametrize("swept", [case for case in CASES if sweep.needs_root(case)], ids=lambda c: c.name)
+def test_a_death_with_a_file_system_on_the_served_volume(swept: Case, root: None, built: Path, tmp_path: Path) -> None:
+    assert sweep.run(swept, tmp_path, built).problem == ""
+
+
+def test_both_engines_are_swept() -> None:
+    everything = sweep.all_cases()
+    for kind in {case.kind for case in everything}:
+        assert {case.engine for case in everything if case.kind == kind} == set(sweep.ENGINES), kind
+    assert {case.engine for case in CASES} == set(sweep.ENGINES)
 
 
 def test_the_list_of_steps_is_whole() -> None:
@@ -63,8 +87,9 @@ def test_the_list_of_steps_is_whole() -> None:
     there = [name for path in sources for name in CALL.findall(path.read_text())]
     assert sorted(there) == sorted(set(there)), "a point is in two places"
     assert set(there) == {step.point for step in steps.ALL}
-    names = [[step.name for step in kind] for kind in (steps.BACKUP, steps.COPY, steps.PRUNE, steps.FILES)]
-    assert all(len(set(kind)) == len(kind) for kind in names)
+    names = [case.name for case in sweep.all_cases()]
+    assert len(set(names)) == len(names)
+    assert {case.step for case in sweep.all_cases()} == set(steps.ALL)
 
 
 # ---- what is installed has no crash points ----

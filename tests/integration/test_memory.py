@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from proof.nbd import Nbd
+from proof.stack import mounted_export
 from tests.command import COMMAND, environment, succeed, timezero
 from tests.conftest import run
 from tests.integration.conftest import Serve
@@ -29,6 +30,7 @@ MIB, TIB = 1 << 20, 1 << 40
 SIZE = 16 * TIB
 ENTRY, BASE = 48, 64 * MIB  # bytes of an index entry; of everything that does not grow (docs/memory.md)
 VOLUME, REACTOR, CONNECTION, CONTROL = MIB, 64 * MIB, 64 * MIB + 512 * 1024, 2 * MIB  # of the subsystem
+EXTENT, SHARED = 104, 96  # bytes of a file's extent; of a track that several chunks need
 BUFFER, CHUNK = 64 * MIB, 16 * MIB
 INDEX = SIZE // CHUNK * ENTRY
 DATA = os.urandom(MIB)
@@ -151,6 +153,28 @@ def test_a_served_volume(limit: Limit, big: Path, tmp_path: Path, serve: Serve) 
         for place in PLACES:  # T0 was there before the first of these updates
             assert os.pread(file.fileno(), MIB, 7 * TIB + place // 4) == bytes(MIB)
             assert os.pread(file.fileno(), MIB, place) == DATA
+
+
+def test_files_on_a_served_volume(big: Path, tmp_path: Path, serve: Serve) -> None:
+    """What a backup of files says it took is within what is stated for the volume, its session, and the files."""
+    cap, count = 128 * MIB, 512
+    run("mkfs.xfs", "-q", "-f", "-l", "size=64m", big)
+    served = serve({"big": big}, sidefile_memory=cap)
+    with mounted_export(served.nbd_uri("big"), tmp_path / "export") as point:
+        for number in range(count):  # directories lie in allocation groups in turn: all over the volume
+            path = point / "tree" / str(number % 32) / str(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(DATA[:4096])
+        words = ("--control", served.control, "--buffer", BUFFER, f"big:{point}/tree")
+        done = succeed("backup", "--repo", tmp_path / "repo", *words)
+    point_id = succeed("list", "--repo", tmp_path / "repo")["points"][0]["id"]
+    found = succeed("show", "--repo", tmp_path / "repo", point_id)
+    assert len(found["datasets"]) == count
+    tracks = SIZE // found["track_size"]
+    assert tracks >= 1 << 24, "a volume so large that bits a track are many"
+    # An extent and a chunk each, no more tracks than files that several share; and some KiB of names and metadata.
+    files = count * (EXTENT + ENTRY + SHARED + 8192)
+    assert BUFFER // 64 < done["memory"]["peak_bytes"] <= BASE + BUFFER + cap + tracks // 4 + files
 
 
 # ---- a server in a control group ----

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -425,3 +427,26 @@ def test_what_would_be_called_as_another_one_is_refused(tmp_path: Path, way: str
     outcome = timezero(*words, "--force", "--salvage")
     assert (outcome.code, "would go to one place" in outcome.err) == (2, True), outcome.err
     assert timezero(*words, "--force").code == 0
+
+
+def test_what_is_left_off_is_said(tmp_path: Path, stored: Stored) -> None:
+    """Of more damage than is told one by one: how much more there is, and where all of it is to be had."""
+    damaged = stored.stored[::2]
+    for number in damaged:
+        stored.flip(number)
+    few = "from timezero.jobs import damage, verify; verify._Room.chunks = damage.DAMAGE_LIMIT = 2; "
+    main = "import sys; from timezero.cli import main; sys.exit(main())"
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", few + main, *map(str, words)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("verify", "--repo", stored.repo)
+    assert (done.returncode, "--json has no more than 2 of them" in done.stderr) == (6, True), done.stderr
+    assert f"DAMAGED in {len(damaged)} places" in done.stdout
+    words = ("restore", "--repo", stored.repo, "latest", tmp_path / "out", "--salvage", "--map", tmp_path / "map")
+    done = run(*words, "--json")
+    (loss,) = json.loads(done.stdout)["result"]["losses"]
+    assert (len(loss["lost"]), loss["lost_left_off"], loss["chunks"]) == (2, len(damaged) - 2, len(damaged))
+    assert "--json has no more than 2 of them either: --map has all" in done.stderr
+    assert sum(line.endswith("-") for line in (tmp_path / "map").read_text().splitlines()) == len(damaged)

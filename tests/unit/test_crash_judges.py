@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from proof.crash.application import BLOCK, Application, stamp
+from proof.crash import in_place
+from proof.crash.application import BLOCK, Application, explain, stamp
+from proof.crash.world import SIZE as WHOLE
 from proof.crash.world import World, WrongError
 from proof.power import Flush, Mark, States, Write
 
@@ -88,6 +91,34 @@ def test_two_instants_do_not(application: Application) -> None:
         application.explain(bytes(volume(application, 3, 0)), (0, 100))  # 29 at least, and 15 at most
     with pytest.raises(ValueError, match="no instant"):
         application.explain(bytes(volume(application, 1, 1)), (50, 100))  # not in the window
+
+
+def test_one_instant_of_two_volumes(application: Application) -> None:
+    """Each of them has one of its own; that it is the same is another matter."""
+    other = Application(SIZE, first=2)
+    for writer in other.writers:
+        writer.blocks, writer.started, writer.acknowledged = [writer.first], [60], [61]
+    early, late = bytes(volume(application, 1, 1)), bytes(volume(application, 3, 1))
+    before, after = bytes(volume(other, 0, 0)), bytes(volume(other, 1, 1))
+    explain([(application, early), (other, before)], (0, 100))
+    explain([(application, late), (other, after)], (0, 100))
+    application.explain(early, (0, 100))
+    other.explain(after, (0, 100))
+    with pytest.raises(ValueError, match="no instant"):
+        explain([(application, early), (other, after)], (0, 100))
+    with pytest.raises(ValueError, match="another place"):
+        other.explain(early, (0, 100))
+
+
+def test_a_mixture_is_of_old_and_new_blocks() -> None:
+    new = os.urandom(WHOLE)
+    old = b"o" * in_place.OLD_SIZE
+    assert in_place._written(old, new) == 0
+    assert in_place._written(new, new) == WHOLE
+    assert in_place._written(new[: 3 * BLOCK] + old[3 * BLOCK :], new) == 3 * BLOCK
+    for wrong in (new[:512] + old[512:], bytes(BLOCK) + new[BLOCK:], new + bytes(1)):
+        with pytest.raises(WrongError):
+            in_place._written(wrong, new)
 
 
 def test_leavings_are_seen(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 
 from timezero.repository import DatasetRecord
 from timezero.repository.index import ENTRY_BYTES
@@ -49,10 +50,18 @@ def packs_used(entries: bytes) -> set[int]:
     return {pack for pack, length in zip(packs, lengths, strict=True) if length}
 
 
-def stored_chunks(entries: bytes) -> list[int]:
+def stored_chunks(entries: bytes) -> Iterator[int]:
     """The numbers of the chunks that lie in packs, by their index entries."""
     lengths = memoryview(entries).cast("I")[_LENGTH_WORD::_WORDS]
-    return [number for number, length in enumerate(lengths) if length]
+    return (number for number, length in enumerate(lengths) if length)
+
+
+def entries_of(entries: bytes, numbers: Iterable[int]) -> bytes:
+    """The index entries of these chunks, one after the other."""
+    index, chosen = memoryview(entries), BytesIO()  # a list to join would be some hundred bytes an entry
+    for number in numbers:
+        chosen.write(index[number * ENTRY_BYTES : (number + 1) * ENTRY_BYTES])
+    return chosen.getvalue()
 
 
 def _descriptors_free() -> int:

@@ -23,6 +23,9 @@ _PROBLEMS = {
     OUTCOMES["no pack"]: "its pack is missing",
     OUTCOMES["bad entry"]: "its index entry is damaged",
 }
+#: Damaged chunks that a job tells one by one, over all datasets, and ranges that are lost; what is beyond is counted.
+#: One takes some hundred bytes, more than the chunk's index entry.
+DAMAGE_LIMIT = 10_000
 _DAMAGED = re.compile(rb"[" + bytes(_PROBLEMS) + rb"]+")
 #: Of an index entry: offset, pack.
 _PLACE = struct.Struct("<QI")
@@ -47,7 +50,8 @@ class Damage(NamedTuple):
 class Loss(NamedTuple):
     """What of a damaged dataset is lost, and what can still be restored.
 
-    size, restorable: bytes. chunks: damaged ones. lost: (offset, length) in bytes, in order, as long as they go on.
+    size, restorable: bytes. chunks: damaged ones. lost: (offset, length) in bytes, in order, as long as they go on;
+    lost_left_off: how many more there are, of which only the bytes are counted (DAMAGE_LIMIT).
     index_problem: what is wrong with its index; then chunks match their digests, but that they are in their places is
     not proven.
     """
@@ -59,6 +63,7 @@ class Loss(NamedTuple):
     chunks: int
     lost: tuple[tuple[int, int], ...]
     index_problem: str | None = None
+    lost_left_off: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -76,18 +81,26 @@ def chunks(outcomes: bytes) -> Iterator[tuple[int, int]]:
         yield from enumerate(run[0], run.start())
 
 
-def loss(point: str, record: DatasetRecord, outcomes: bytes, index_problem: str | None = None) -> Loss | None:
-    """What is lost of a dataset all of whose chunks were looked at; None when it is whole and so is its index."""
-    lost = []
-    count = 0
+def loss(
+    point: str, record: DatasetRecord, outcomes: bytes, index_problem: str | None = None, most: int = DAMAGE_LIMIT
+) -> Loss | None:
+    """What is lost of a dataset all of whose chunks were looked at; None when it is whole and so is its index.
+
+    most: ranges that are told.
+    """
+    lost: list[tuple[int, int]] = []
+    count = left_off = gone = 0
     for run in _DAMAGED.finditer(outcomes):
         begin, end = run.start() * record.chunk_size, min(run.end() * record.chunk_size, record.size)
-        lost.append((begin, end - begin))
         count += run.end() - run.start()
-    if not lost and index_problem is None:
+        gone += end - begin
+        if len(lost) < most:
+            lost.append((begin, end - begin))
+        else:
+            left_off += 1
+    if not count and index_problem is None:
         return None
-    restorable = record.size - sum(length for _, length in lost)
-    return Loss(point, record.name, record.size, restorable, count, tuple(lost), index_problem)
+    return Loss(point, record.name, record.size, record.size - gone, count, tuple(lost), index_problem, left_off)
 
 
 def nothing_left(point: str, record: DatasetRecord, index_problem: str) -> Loss:
@@ -103,12 +116,14 @@ class Losses:
         self._point = point
         self.index_problems: dict[str, str] = {}
         self.found: dict[str, Loss] = {}
+        self._room = DAMAGE_LIMIT
 
     def note(self, record: DatasetRecord, outcomes: bytes) -> bool:
         """Take down how the chunks of a dataset ended. Is anything of it damaged?"""
-        lost = loss(self._point, record, outcomes, self.index_problems.get(record.name))
+        lost = loss(self._point, record, outcomes, self.index_problems.get(record.name), self._room)
         if lost is not None:
             self.found[record.name] = lost
+            self._room -= len(lost.lost)
         return lost is not None
 
 
@@ -119,10 +134,10 @@ class Places:
         self._point = point
         self._names = {pack.number: pack.name for pack in packs}
 
-    def damage(self, record: DatasetRecord, entries: bytes, number: int, outcome: int) -> Damage:
-        """The report of chunk `number`. entries: the dataset's index entries."""
+    def damage(self, record: DatasetRecord, number: int, entries: bytes, place: int, outcome: int) -> Damage:
+        """The report of chunk `number`, whose entry is that at `place` of `entries`."""
         offset = number * record.chunk_size
-        where, pack = _PLACE.unpack_from(entries, number * ENTRY_BYTES)
+        where, pack = _PLACE.unpack_from(entries, place * ENTRY_BYTES)
         known = outcome != OUTCOMES["bad entry"]
         return Damage(
             self._point,

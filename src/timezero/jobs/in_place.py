@@ -15,6 +15,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from timezero._crash import crash_point
 from timezero.errors import LockedError, TimezeroError
 from timezero.jobs import devices
 from timezero.jobs.targets import Target
@@ -58,10 +59,12 @@ class InPlace(Target):
         return f"{self.name} now holds a mixture of old and new data and is blanked at both ends: {then}"
 
     def publish(self, *, damaged: bool = False) -> None:
+        crash_point("place.written")
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise TimezeroError(f"{self.name}: cannot be made durable: {error.strerror}") from error
+        crash_point("place.synced")
         self._started = False
 
     def discard(self) -> None:
@@ -129,6 +132,7 @@ class _ImageInPlace(InPlace):
             size = os.fstat(self._fd).st_size
             self._sizes = size, -(-size // _ALIGN) * _ALIGN
             align(self._fd)
+            crash_point("place.aligned")
         except OSError as error:
             raise TimezeroError(f"{self.name}: cannot be written: {error.strerror}") from error
         return super().sink()

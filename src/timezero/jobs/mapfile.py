@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from functools import partial
 
 from timezero._native.mover import OUTCOMES
 from timezero._version import __version__
@@ -17,20 +19,17 @@ _SOUND = bytes((OUTCOMES["stored"], OUTCOMES["kept"]))
 _RUN = re.compile(rb"(?P<sound>[" + _SOUND + rb"]+)|[^" + _SOUND + rb"]+")
 
 
-def render(record: DatasetRecord, outcomes: bytes) -> str:
+def lines(record: DatasetRecord, outcomes: bytes) -> Iterator[str]:
     """The map: a line a run of chunks, `+` for what is sound, `-` for what is damaged."""
     size, chunk = record.size, record.chunk_size
-    lines = [
-        f"# Mapfile. Created by timezero {__version__}",
-        f"# {record.name.encode('unicode_escape', 'surrogatepass').decode()}",
-        "# current_pos  current_status  current_pass",
-        f"0x{size:08X}     +               1",
-        "#      pos        size  status",
-    ]
+    yield f"# Mapfile. Created by timezero {__version__}\n"
+    yield f"# {record.name.encode('unicode_escape', 'surrogatepass').decode()}\n"
+    yield "# current_pos  current_status  current_pass\n"
+    yield f"0x{size:08X}     +               1\n"
+    yield "#      pos        size  status\n"
     for run in _RUN.finditer(outcomes):
         begin, end = run.start() * chunk, min(run.end() * chunk, size)
-        lines.append(f"0x{begin:08X}  0x{end - begin:08X}  {'+' if run['sound'] else '-'}")
-    return "\n".join(lines) + "\n"
+        yield f"0x{begin:08X}  0x{end - begin:08X}  {'+' if run['sound'] else '-'}\n"
 
 
 def write(path: str, record: DatasetRecord, outcomes: bytes) -> None:
@@ -38,7 +37,10 @@ def write(path: str, record: DatasetRecord, outcomes: bytes) -> None:
     temporary = os.path.join(os.path.dirname(os.path.abspath(path)), names.temporary_name())
     try:
         try:
-            durable.write_new(temporary, render(record, outcomes).encode("ascii"), mode=0o644)
+            with open(temporary, "x", encoding="ascii", opener=partial(os.open, mode=0o644)) as file:
+                file.writelines(lines(record, outcomes))  # as they come: they may be half as many as chunks
+                file.flush()
+                os.fsync(file.fileno())
             os.rename(temporary, path)
         finally:
             durable.remove(temporary)

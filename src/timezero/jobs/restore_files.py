@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from timezero import _linux
+from timezero._crash import crash_point
 from timezero.errors import TimezeroError
 from timezero.jobs.batches import batches
 from timezero.jobs.damage import Losses
@@ -128,12 +129,14 @@ class _Batch:
     ) -> TimezeroError | None:
         """Make, move, name. What is in the way of all files to come, or None."""
         stopped = self._make(batch) or self._move(batch, source, options, watch)
+        crash_point("tree.moved")
         for record in batch:
             if record.name in self._made and record.inode is not None:
                 problems = record.inode.metadata.apply(self._made[record.name].fd)
                 if problems:
                     self._files.notes[record.name] = problems
         stopped = self._sync(batch) or stopped
+        crash_point("tree.synced")
         self._name(batch)
         return stopped
 
@@ -240,6 +243,7 @@ class _Batch:
             except OSError as error:
                 self._files.refuse(record, error, "cannot be given its name")
             else:
+                crash_point("tree.named")
                 tree.changed(self._files.places[record.name][:-1])
                 named.append(record)
         try:
@@ -248,6 +252,7 @@ class _Batch:
             for record in named:
                 self._files.refuse(record, error, "is there, but its name cannot be made durable")
         else:
+            crash_point("tree.durable")
             self._files.restored += [record.name for record in named]
 
 

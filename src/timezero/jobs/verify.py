@@ -15,21 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from timezero.errors import TimezeroError, UsageError, VerificationError
 from timezero.jobs import damage
-from timezero.jobs.batches import batches, packs_used, stored_chunks
-from timezero.jobs.damage import Damage, Loss
+from timezero.jobs.batches import batches, entries_of, packs_used, stored_chunks
+from timezero.jobs.damage import DAMAGE_LIMIT, Damage, Loss
 from timezero.jobs.moving import Moving, Transfer
 from timezero.jobs.options import MoverOptions
 from timezero.jobs.progress import Meter, ProgressCallback
 from timezero.jobs.restore import index_source
 from timezero.jobs.sampling import Sample, Sampler
 from timezero.repository import DatasetRecord, RecoveryPoint, Repository
-from timezero.repository.index import ENTRY_BYTES
 
 if TYPE_CHECKING:
     from timezero._native.mover import Source
-
-#: Damaged chunks that are told one by one of a dataset; what is lost in all is in its `Loss`.
-DAMAGE_LIMIT = 10_000
 
 
 @dataclass
@@ -37,9 +33,9 @@ class VerifyResult:
     """What was looked at, and what is damaged.
 
     size: bytes of the datasets. bytes_read: from packs. damage: in the order of recovery points and datasets, no more
-    than DAMAGE_LIMIT chunks of each; damage_left_off: how many more there are. losses: what is left of damaged datasets
-    that were looked at whole. sample: of a verification that looked at some chunks only. cached: something was read
-    through the page cache, because its file system has no other way.
+    than DAMAGE_LIMIT chunks; damage_left_off: how many more there are. losses: what is left of damaged datasets that
+    were looked at whole, no more than DAMAGE_LIMIT ranges in all. sample: of a verification that looked at some chunks
+    only. cached: something was read through the page cache, because its file system has no other way.
     """
 
     points: list[str] = field(default_factory=list)
@@ -103,27 +99,21 @@ def verify(
     if sample is not None:
         sampler = Sampler(sample, int.from_bytes(os.urandom(4), "big") if seed is None else seed)
     meter = Meter(progress, int(sum(point.manifest.size for point in found) * (sample or 100) / 100))
+    room = _Room()
     for point in found:
-        _Verification(point, mover or MoverOptions(), meter, result, sampler).run()
+        _Verification(point, mover or MoverOptions(), meter, result, sampler, room).run()
     if sampler is not None:
         result.sample = sampler.result()
     return result
 
 
 class _Piece(NamedTuple):
-    """Chunks of a dataset. numbers: which ones, None for all; entries: theirs; whole: all of the dataset's."""
+    """Chunks of a dataset. numbers: which ones, None for all; entries: theirs."""
 
     record: DatasetRecord
-    whole: bytes
+    entries: bytes
     index_problem: str | None
     numbers: Sequence[int] | None
-
-    @property
-    def entries(self) -> bytes:
-        if self.numbers is None:
-            return self.whole
-        index = memoryview(self.whole)
-        return b"".join(index[number * ENTRY_BYTES : (number + 1) * ENTRY_BYTES] for number in self.numbers)
 
     @property
     def size(self) -> int:
@@ -141,16 +131,27 @@ class _Piece(NamedTuple):
 
     def source(self, packs: Mapping[int, int]) -> Source:
         """The mover's."""
-        entries = self.entries
-        needed = packs_used(entries) & packs.keys()  # each is a descriptor
-        return index_source(self.record, entries, {n: packs[n] for n in needed}, size=self.size, salvage=True)
+        needed = packs_used(self.entries) & packs.keys()  # each is a descriptor
+        return index_source(self.record, self.entries, {n: packs[n] for n in needed}, size=self.size, salvage=True)
+
+
+class _Room:
+    """How many damaged chunks and lost ranges may still be told one by one."""
+
+    chunks = ranges = DAMAGE_LIMIT
 
 
 class _Verification:
-    """One recovery point's."""
+    """One recovery point's. room: shared by all of them."""
 
     def __init__(
-        self, point: RecoveryPoint, options: MoverOptions, meter: Meter, result: VerifyResult, sampler: Sampler | None
+        self,
+        point: RecoveryPoint,
+        options: MoverOptions,
+        meter: Meter,
+        result: VerifyResult,
+        sampler: Sampler | None,
+        room: _Room,
     ) -> None:
         self._point = point
         self._places = damage.Places(point.id, point.manifest.packs)
@@ -158,6 +159,7 @@ class _Verification:
         self._meter = meter
         self._result = result
         self._sampler = sampler
+        self._room = room
         self._done = 0
 
     def run(self) -> None:
@@ -189,8 +191,11 @@ class _Verification:
                 return None
         if not entries:
             return None
-        numbers = None if self._sampler is None else self._sampler.choose(stored_chunks(entries))
-        return _Piece(record, entries, problem, numbers)
+        if self._sampler is None:
+            return _Piece(record, entries, problem, None)
+        # All entries go before the mover has a copy of those that were chosen: that may be all of them again.
+        numbers = self._sampler.choose(stored_chunks(entries), sum(1 for _ in stored_chunks(entries)))
+        return _Piece(record, entries_of(entries, numbers), problem, numbers)
 
     def _move(self, pieces: Sequence[_Piece], packs: Mapping[int, int]) -> list[tuple[_Piece, bytes]]:
         """Read and check pieces of one chunk size with one mover; how their chunks ended."""
@@ -223,14 +228,19 @@ class _Verification:
     def _settle(self, piece: _Piece, outcomes: bytes) -> None:
         """Note what is damaged."""
         found = damage.chunks(outcomes)
-        self._result.damage += [
-            self._places.damage(piece.record, piece.whole, piece.number(place), outcome)
-            for place, outcome in islice(found, DAMAGE_LIMIT)
+        told = [
+            self._places.damage(piece.record, piece.number(place), piece.entries, place, outcome)
+            for place, outcome in islice(found, self._room.chunks)
         ]
+        self._result.damage += told
         self._result.damage_left_off += sum(1 for _ in found)
+        self._room.chunks -= len(told)
         if piece.numbers is None:
-            lost = damage.loss(self._point.id, piece.record, outcomes, piece.index_problem)
-            self._result.losses += [lost] if lost is not None else []
+            problem = piece.index_problem
+            lost = damage.loss(self._point.id, piece.record, outcomes, problem, self._room.ranges)
+            if lost is not None:
+                self._result.losses.append(lost)
+                self._room.ranges -= len(lost.lost)
 
     def _damaged(self, record: DatasetRecord, problem: str) -> None:
         self._result.damage.append(Damage(self._point.id, record.name, None, f"{self._point.id}: {problem}"))

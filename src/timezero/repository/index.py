@@ -20,8 +20,8 @@ VERSION = 1
 ENTRY_BYTES = 48
 _HEADER = struct.Struct("<8sIIQQ32x")
 HEADER_BYTES = _HEADER.size
-#: Of an entry: offset and pack lie before it, which are the place.
-_LENGTH = slice(12, 16)
+#: Of an entry: its place, and how much lies there.
+_COLUMNS = [("offset", "<u8"), ("pack", "<u4"), ("length", "<u4"), ("rest", "V32")]
 #: Bytes that are read at once of an index that is damaged, and where that fails: what a bad sector costs at most.
 _BLOCKS, _BLOCK = 1 << 20, 4096
 
@@ -118,18 +118,19 @@ def read_as_is(path: str, offset: int, expected: IndexHeader) -> bytes:
     except OSError as error:
         raise documents.unreadable(path, error) from error
     try:
-        entries = _read_around(fd, offset + HEADER_BYTES, expected.chunks * ENTRY_BYTES)
+        entries = bytearray(expected.chunks * ENTRY_BYTES)
+        _read_around(fd, offset + HEADER_BYTES, entries)
     except OSError as error:
         raise documents.unreadable(path, error) from error
     finally:
         os.close(fd)
-    return _without_doubles(entries.ljust(expected.chunks * ENTRY_BYTES, b"\0"))
+    _remove_doubles(entries)
+    return bytes(entries)
 
 
-def _read_around(fd: int, offset: int, length: int) -> bytes:
-    """What can be read of a range, with zeros for the blocks that cannot. Raises OSError when none can."""
-    found: list[bytes] = []
-    at, end = offset, offset + length
+def _read_around(fd: int, offset: int, into: bytearray) -> None:
+    """Fill `into`, which is zeros, with what can be read from `offset` on. Raises OSError when no block can."""
+    at, end = offset, offset + len(into)
     block, lost = _BLOCKS, 0
     while at < end:
         wanted = min(end, at // block * block + block) - at
@@ -142,7 +143,7 @@ def _read_around(fd: int, offset: int, length: int) -> bytes:
                 block = _BLOCK
                 continue
             lost += wanted
-            if lost == length:
+            if lost == len(into):
                 raise
             piece = bytes(wanted)
         else:
@@ -150,19 +151,24 @@ def _read_around(fd: int, offset: int, length: int) -> bytes:
                 break
             if (at + len(piece)) % _BLOCKS == 0:
                 block = _BLOCKS
-        found.append(piece)
+        into[at - offset : at - offset + len(piece)] = piece
         at += len(piece)
-    return b"".join(found)
 
 
-def _without_doubles(entries: bytes) -> bytes:
+def _remove_doubles(entries: bytearray) -> None:
+    """What claims a place that another entry claims as well becomes zeros. Memory: no more than the entries take."""
     import numpy as np
 
-    table = np.frombuffer(bytearray(entries), dtype=np.uint8).reshape(-1, ENTRY_BYTES)
-    stored = np.flatnonzero(table[:, _LENGTH].any(axis=1))
-    _, which, counts = np.unique(table[stored, : _LENGTH.start], axis=0, return_inverse=True, return_counts=True)
-    table[stored[counts[which.reshape(-1)] > 1]] = 0
-    return table.tobytes()
+    table = np.frombuffer(entries, dtype=_COLUMNS)
+    stored = np.flatnonzero(table["length"])
+    offset, pack = table["offset"][stored], table["pack"][stored]
+    order = np.lexsort((pack, offset))
+    offset, pack = offset[order], pack[order]
+    next_too = (offset[1:] == offset[:-1]) & (pack[1:] == pack[:-1])
+    double = np.zeros(len(stored), dtype=bool)
+    double[1:] |= next_too
+    double[:-1] |= next_too
+    table.view(np.uint8).reshape(-1, ENTRY_BYTES)[stored[order[double]]] = 0
 
 
 def _checked(content: bytes, path: str, expected: IndexHeader, expected_digest: str) -> bytes:
