@@ -191,14 +191,17 @@ class Moving:
         try:
             yield
         except BaseException:
-            # Only after its end is it known what a transfer will not have written.
+            # Only after that is it known what a transfer will not have written.
             self._mover.cancel()
-            if self._mover.wait(self._patience_s):
-                for transfer, target in zip(self.transfers, written, strict=True):
-                    if not self._mover.report(transfer.number)["touched"]:
-                        target.spared()
-            else:
+            silent = not self._mover.wait(self._patience_s)
+            if silent:
                 self._overdue = _LOOKS
+                silent = self._mover.waiting()[2] == "sink"
+            for transfer, target in zip(self.transfers, written, strict=True):
+                if silent:
+                    target.silent()
+                if not self._mover.report(transfer.number)["touched"]:
+                    target.spared()
             raise
 
     @property
