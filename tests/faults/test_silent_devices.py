@@ -235,11 +235,15 @@ def test_a_device_that_stops_taking_writes(
     target = loop(backing)
     shim = shims("job")
     shim.rule(0, WRITE, target, delay_us=FOREVER_US, nth=3)
-    shim.rule(1, WRITE, target, delay_us=0)
     job = start("restore", "--repo", repo, "latest", target, "--device-deadline", "1s", *words,
                 env=shim.environment | THREADS)  # fmt: skip
-    until(lambda: shim.hits(0) == 1, "nothing is written")
-    shim.rule(1, WRITE, target, delay_us=FOREVER_US, per_million=ALWAYS)  # nothing else, either
-    _, err = job.communicate(timeout=40)
-    assert job.returncode == 1
+    try:
+        until(lambda: shim.hits(0) == 1, "nothing is written")
+        shim.rule(1, WRITE, target, delay_us=FOREVER_US, per_million=ALWAYS)  # nothing else, either
+        _, err = job.communicate(timeout=40)
+    finally:
+        shim.clear()
+        job.kill()
+        job.wait(60)
+    assert job.returncode == 1, err
     told(err, f"{target}: its device has not answered for", "mixture of old and new data and is not blanked")
