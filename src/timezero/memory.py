@@ -13,6 +13,11 @@ def peak() -> int:
     return _status(b"VmHWM:")
 
 
+def held() -> int:
+    """Bytes in memory that the kernel cannot take back: without mapped files, which it can read again."""
+    return _status(b"RssAnon:") + _status(b"RssShmem:")
+
+
 def _status(key: bytes) -> int:
     with open("/proc/self/status", "rb") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith(key)), 0)

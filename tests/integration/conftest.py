@@ -65,9 +65,9 @@ def serve_command(
 
 @pytest.fixture
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """serve(volumes: {name: path}, env={...}, at=served, **opts) -> Served. Ended with the test, by its process id.
+    """serve(volumes: {name: path}, env={...}, at=served, enter=f, **opts) -> Served. Ended with the test, by id.
 
-    at: use the sockets of a server that is gone. opts: see serve_command.
+    at: use the sockets of a server that is gone. enter: what its process calls first. opts: see serve_command.
     """
     running: list[Served] = []
 
@@ -76,6 +76,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         *,
         env: Mapping[str, str] | None = None,
         at: Served | None = None,
+        enter: Callable[[], object] | None = None,
         **opts: object,
     ) -> Served:
         directory = at.log.parent if at else tmp_path_factory.mktemp("serve")
@@ -88,6 +89,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
                 stderr=stderr,
                 text=True,
                 env={**os.environ, **(env or {})},
+                preexec_fn=enter,
             )
         served = Served(process, nbd_socket, control, log)
         running.append(served)

@@ -1,5 +1,6 @@
 """`timezero serve` as a process: its start, what it refuses, its sockets and its end."""
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from proof.served import wait_ready
 from timezero import session
+from timezero.subsystem import serve as subsystem_serve
 
 MIB = 1 << 20
 TIMEOUT = 60.0
@@ -368,3 +370,40 @@ def test_a_server_under_nohup_outlives_its_terminal(tmp_path):
             server.wait(1.5)
         server.send_signal(signal.SIGTERM)
         assert server.wait(TIMEOUT) == 0
+
+
+# ---- when memory runs out ----
+
+PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 24, 24
+
+
+def oom_score(process):
+    return int(Path(f"/proc/{process}/oom_score_adj").read_text())
+
+
+def may_lower_it():
+    """Even root may not, in many a container."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def test_where_it_may_it_is_the_last_that_is_killed(serve, image):
+    expected = -999 if may_lower_it() else oom_score("self")
+    assert oom_score(serve({"disk": image}).process.pid) == expected
+
+
+def test_where_it_may_not_it_serves_all_the_same(root, serve, image):
+    server = serve({"disk": image}, enter=lambda: ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0))
+    assert oom_score(server.process.pid) == oom_score("self")
+    assert nbd_size(server.nbd_uri("disk")) == MIB
+    assert "killed" not in server.stderr() and "ermission" not in server.stderr()
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "-999"), ("200", "-999"), ("-999", "-999"), ("-1000", "-1000")])
+def test_its_score_is_lowered_and_never_raised(monkeypatch, tmp_path, before, after):
+    place = tmp_path / "oom_score_adj"
+    monkeypatch.setattr(subsystem_serve, "_OOM_SCORE", place)
+    subsystem_serve._survive_oom()  # there is none
+    place.write_text(before)
+    subsystem_serve._survive_oom()
+    assert place.read_text() == after

@@ -1,8 +1,9 @@
 """Admission: who may begin, who has to give way, and what the machine has left."""
 
+import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -11,10 +12,12 @@ from timezero.control.server import RequestError
 from timezero.subsystem import machine
 from timezero.subsystem.admission import DESCRIPTORS_A_VOLUME, Machine, admit, look
 from timezero.subsystem.sessions import Registry
+from timezero.subsystem.upkeep import Upkeep, upkeep
 from timezero.subsystem.volumes import Volumes
 
 MIB = 1 << 20
-MUCH = Machine(memory=lambda: 1 << 50, disk=lambda path: 1 << 50, descriptors=lambda: 1 << 20)
+MUCH = Machine(memory=lambda: 1 << 50, held=lambda: 0, disk=lambda path: 1 << 50, descriptors=lambda: 1 << 20)
+NONE = Upkeep(0, 0)
 
 
 @dataclass(eq=False)
@@ -32,13 +35,13 @@ class Claim:
         return self.file if self.there is None else self.there
 
 
-def names(new, others, limits, there_is=MUCH):
-    return [claim.name for claim in admit(new, others, limits, look(new, others, "/spill", there_is), there_is)]
+def names(new, others, limits, there_is=MUCH, kept=NONE):
+    return [claim.name for claim in admit(new, others, limits, kept, look(new, others, "/spill", there_is), there_is)]
 
 
-def refused(new, others, limits, there_is=MUCH):
+def refused(new, others, limits, there_is=MUCH, kept=NONE):
     with pytest.raises(RequestError) as error:
-        names(new, others, limits, there_is)
+        names(new, others, limits, there_is, kept)
     assert error.value.code == "limit"
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -100,7 +103,7 @@ def test_sessions_on_one_volume_are_no_reason_to_give_way():
 
 
 def test_memory_that_the_machine_has_not_got():
-    there_is = Machine(memory=lambda: 100 * MIB, disk=MUCH.disk, descriptors=MUCH.descriptors)
+    there_is = replace(MUCH, memory=lambda: 100 * MIB)
     limits = Limits(when_full="puncture-largest")
     assert names(Claim("new", memory=80 * MIB), [], limits, there_is) == []
     assert "this machine can spare" in refused(Claim("new", memory=100 * MIB), [], limits, there_is)
@@ -110,6 +113,53 @@ def test_memory_that_the_machine_has_not_got():
     assert names(Claim("new", memory=40 * MIB), [Claim("a", memory=50 * MIB)], limits, there_is) == []
     # nobody gives way: the memory would not be back in time
     assert "this machine" in refused(Claim("new", memory=90 * MIB), [Claim("a", memory=90 * MIB)], limits, there_is)
+
+
+def machine_of(left, held):
+    """So much memory is left, and so much has this server."""
+    return replace(MUCH, memory=lambda: left * MIB, held=lambda: held * MIB)
+
+
+def spare(there_is, kept, others=()):
+    """MiB that the largest session may have. All that is more is refused."""
+    sizes = [size for size in range(1000) if _fits(Claim("new", memory=size * MIB), others, there_is, kept)]
+    assert sizes == list(range(len(sizes)))
+    return len(sizes) - 1
+
+
+def _fits(new, others, there_is, kept):
+    try:
+        admit(new, others, REFUSE_NOTHING, kept, None, there_is)
+    except RequestError as error:
+        assert "this machine can spare" in str(error)
+        return False
+    return True
+
+
+def test_the_server_keeps_what_it_and_its_clients_may_still_take():
+    """16 MiB of 300 are anybody's. What the server has already is not kept a second time."""
+    kept = Upkeep(base=64 * MIB, clients=100 * MIB)
+    assert spare(machine_of(300, 0), kept) == 300 - 16 - 64 - 100
+    assert spare(machine_of(260, 40), kept) == 120  # the same machine, once the server is running,
+    assert spare(machine_of(136, 164), kept) == 120  # and once its clients are at their busiest
+    assert spare(machine_of(100, 200), kept) == 84  # beyond its bounds it cannot spare what it has
+
+
+def test_clients_get_no_more_than_half_of_a_small_machine():
+    kept = upkeep(volumes=1, reactors=1, connections=128)
+    assert kept.clients > 8 << 30
+    assert spare(machine_of(256, 0), kept) == (256 - 16 - 65) // 2
+    assert spare(machine_of(60, 20), kept) == -1  # not one without anything
+    few = upkeep(volumes=2, reactors=1, connections=1)
+    assert few == (66 * MIB, (64 + 2 * 64 + 1 + 128) * MIB)
+
+
+def test_several_sessions_together_leave_clients_their_half():
+    kept = Upkeep(base=64 * MIB, clients=1 << 40)
+    others = [Claim("a", memory=50 * MIB), Claim("b", memory=30 * MIB, coming=30 * MIB)]
+    alone = spare(machine_of(280, 40), kept)
+    assert alone == (280 + 40 - 16 - 64) // 2
+    assert spare(machine_of(230, 90), kept, others) == alone - 80
 
 
 def test_room_in_the_sidefile_directory():
@@ -131,9 +181,9 @@ def test_who_was_let_in_since_the_disk_was_looked_at_counts_in_full():
     new, other = Claim("new", file=50 * MIB), Claim("other", file=60 * MIB)
     room = look(new, [], "/spill", there_is)
     with pytest.raises(RequestError, match="has 41943040 left"):
-        admit(new, [other], REFUSE_NOTHING, room, there_is)  # it may have allocated everything after the look
+        admit(new, [other], REFUSE_NOTHING, NONE, room, there_is)  # it may have allocated everything after the look
     other.leaving = True
-    assert admit(new, [other], REFUSE_NOTHING, room, there_is) == []
+    assert admit(new, [other], REFUSE_NOTHING, NONE, room, there_is) == []
 
 
 def test_a_session_without_a_file_tier_asks_no_disk():
@@ -248,8 +298,75 @@ def test_memory_available_is_the_least_of_machine_and_control_groups(tmp_path):
     assert machine.memory_available(proc, groups) == 0
 
 
+V1 = "12:pids:/x\n4:cpu,memory:/outer/inner\n1:name=systemd:/x\n"
+UNLIMITED = "9223372036854771712\n"  # of version 1
+
+
+def old_group(directory, limit=UNLIMITED, usage="0\n", stat=""):
+    make(directory)
+    for name, text in (("memory.limit_in_bytes", limit), ("memory.usage_in_bytes", usage), ("memory.stat", stat)):
+        (directory / name).write_text(text)
+
+
+def test_groups_of_version_1_and_those_above_them(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc, meminfo="MemAvailable:    8000 kB\n")
+    make(proc / "self", cgroup=V1)
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    old_group(groups / "memory/outer/inner", usage="700\n")
+    old_group(groups / "memory")
+    assert machine.memory_available(proc, groups) == 8000 * 1024
+    stat = "active_file 7\ninactive_file 7\ntotal_active_file 1000\ntotal_inactive_file 2000\n"
+    old_group(groups / "memory/outer", "4000000\n", "1500000\n", stat)
+    assert machine.memory_available(proc, groups) == 2_503_000
+    old_group(groups / "memory/outer/inner", "600000\n", "500000\n")
+    assert machine.memory_available(proc, groups) == 100_000
+    old_group(groups / "memory", "10\n", "500\n")
+    assert machine.memory_available(proc, groups) == 0
+
+
+def test_both_versions_at_once(tmp_path):
+    """Hybrid: memory is where one of them has it."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc / "self", cgroup=V1 + "0::/unit\n", mountinfo=f"41 31 0:38 / {groups}/unified rw - cgroup2 cgroup2 rw\n")
+    old_group(groups / "memory/outer", "3000\n", "1000\n")
+    assert machine.memory_available(proc, groups) == 2000
+    make(groups / "unified/unit", memory_max="1500\n", memory_current="500\n")
+    assert machine.memory_available(proc, groups) == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/lxc/a\\x2db/own", "/lxc/a\\134x2db"),  # what is above is not to be seen
+        ("/", "/lxc/box"),  # a name space of its own, in what was mounted before it
+        ("/../elsewhere", "/"),
+    ],
+)
+def test_in_a_container_groups_are_where_they_are_mounted(tmp_path, path, root):
+    """What is mounted is a part of the hierarchy; the limit of its root is that of the container."""
+    proc, groups, point = tmp_path / "proc", tmp_path / "usual", tmp_path / "a place"
+    table = f"""\
+30 23 0:27 / {tmp_path}/cpu rw - cgroup cgroup rw,cpu,cpuacct
+31 23 0:28 {root} {str(point).replace(" ", chr(92) + "040")} rw,relatime shared:1 - cgroup cgroup rw,memory
+"""
+    make(proc / "self", cgroup=f"4:memory:{path}\n", mountinfo=table)
+    old_group(groups / "memory", "1\n")
+    old_group(tmp_path / "elsewhere", "1\n")
+    assert machine.memory_available(proc, groups) == 1 << 60
+    old_group(point, "5000\n", "1000\n")
+    assert machine.memory_available(proc, groups) == 4000
+    if path.endswith("own"):
+        old_group(point / "own", "900\n", "100\n")
+        assert machine.memory_available(proc, groups) == 800
+
+
 def test_the_real_machine(tmp_path):
     assert machine.memory_available() > 0
+    before = Machine().held()
+    with mmap.mmap(-1, 32 * MIB) as shared:  # as a session's is
+        shared.write(b"x" * 32 * MIB)
+        assert Machine().held() - before > 30 * MIB
     assert machine.disk_available(str(tmp_path)) > 0
     before = machine.descriptors_available()
     with open(tmp_path / "x", "w"):

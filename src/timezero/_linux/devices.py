@@ -96,15 +96,15 @@ def _mounts() -> Iterator[_Mount]:
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         major, minor = fields.split()[2].split(":")
-        yield _Mount(os.makedev(int(major), int(minor)), _unescape(fields.split()[4]), _unescape(rest.split(" ")[1]))
+        yield _Mount(os.makedev(int(major), int(minor)), unescape(fields.split()[4]), unescape(rest.split(" ")[1]))
 
 
 def _swaps() -> Iterator[str]:
     for line in _SWAPS.read_text(errors="surrogateescape").splitlines()[1:]:
-        yield _unescape(line.split()[0])
+        yield unescape(line.split()[0])
 
 
-def _unescape(field: str) -> str:
+def unescape(field: str) -> str:
     """The kernel writes space, tab, newline and backslash as three octal digits."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 

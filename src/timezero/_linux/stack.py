@@ -11,6 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+from timezero._linux.devices import unescape
+
 Identity = tuple[int, int]  # (st_dev, st_ino) of a file, (st_rdev, 0) of a block device: as tz/file.h has it
 
 _SYSFS = "/sys/dev/block"
@@ -112,11 +114,5 @@ def _mount_of(path: str) -> tuple[str, str, list[str]]:
         left, _, right = line.partition(" - ")
         if left.split()[0] == number:
             kind, source, options = [*right.split(), "", "", ""][:3]
-            return kind, _unescape(source), [_unescape(option) for option in options.split(",")]
+            return kind, unescape(source), [unescape(option) for option in options.split(",")]
     return "", "", []
-
-
-def _unescape(field: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field

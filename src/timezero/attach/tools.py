@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from timezero._linux.devices import unescape
 from timezero.errors import TimezeroError
 
 _TIMEOUT_S = 60.0
@@ -88,7 +88,7 @@ def program(pid: int) -> str:
 def mounts_on(point: Path) -> int:
     """How many file systems are mounted on a path, one over the other. Works for those whose server is dead."""
     table = (PROC / "self" / "mountinfo").read_text(errors="surrogateescape")
-    return sum(_unescape(line.split()[4]) == str(point) for line in table.splitlines())
+    return sum(unescape(line.split()[4]) == str(point) for line in table.splitlines())
 
 
 def loops_on(file: Path) -> list[str]:
@@ -101,7 +101,3 @@ def loops_on(file: Path) -> list[str]:
         except OSError:
             continue  # detached meanwhile
     return found
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

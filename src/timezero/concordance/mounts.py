@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from timezero._linux.devices import unescape
 from timezero.errors import UsageError
 from timezero.nbd import uri as nbd_uri
 
@@ -338,17 +339,12 @@ def _mountinfo() -> Iterator[_Line]:
         yield _Line(
             int(number),
             os.makedev(int(major), int(minor)),
-            _unescape(root),
-            _unescape(point),
+            unescape(root),
+            unescape(point),
             options.split(","),
             fs_type,
-            _unescape(source),
+            unescape(source),
         )
-
-
-def _unescape(field: str) -> str:
-    """The kernel writes space, tab, newline and backslash as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _best(places: Sequence[_Line]) -> _Line:

@@ -2,7 +2,7 @@
 
 What a session takes is known beforehand: its caps count everything, and it allocates them when it is prepared. So the
 limits are compared with what was admitted, and what the machine has left with what was admitted and is not allocated
-yet.
+yet. Of memory the server keeps its own upkeep: clients that come or get busy later must not find it all in sessions.
 
 A disk may take its time to say what it has left. So it is looked at before anything is decided, and while nobody waits
 (`look`): first at what others have of it by then, then at what is left. What somebody allocates between the two counts
@@ -21,12 +21,14 @@ from typing import NamedTuple, Protocol
 
 from timezero.config import Limits
 from timezero.control.server import RequestError
+from timezero.memory import held as memory_held
 from timezero.subsystem import machine
+from timezero.subsystem.upkeep import Upkeep
 
 DESCRIPTORS_A_VOLUME = 9  # of a session at most, while it is prepared
 _GIVEN_BACK = 5  # of them at least, when it ends
 _DESCRIPTORS_LEFT = 16  # for the connections of those who run
-_MEMORY_LEFT = 16 << 20  # bytes: the server itself, and its peers on the machine, need some to go on
+_MEMORY_LEFT = 16 << 20  # bytes: the kernel, for sockets, and peers on the machine need some to go on
 
 
 class Claim(Protocol):
@@ -52,9 +54,10 @@ class Claim(Protocol):
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is left, in bytes and descriptors."""
+    """What there is left, in bytes and descriptors. held: bytes of memory that this server has, with its sessions."""
 
     memory: Callable[[], int] = machine.memory_available
+    held: Callable[[], int] = memory_held
     disk: Callable[[str], int] = machine.disk_available
     descriptors: Callable[[], int] = machine.descriptors_available
 
@@ -83,13 +86,15 @@ def taken_by(claim: Claim) -> int:
     return claim.memory + claim.file
 
 
-def admit(new: Claim, others: Sequence[Claim], limits: Limits, room: Room | None, there_is: Machine) -> Sequence[Claim]:
+def admit(
+    new: Claim, others: Sequence[Claim], limits: Limits, upkeep: Upkeep, room: Room | None, there_is: Machine
+) -> Sequence[Claim]:
     """The sessions that have to give way to `new`, mostly none. room: from `look`. Raises RequestError.
 
     Asks no disk. Whoever calls it lets no other session in until it has counted `new` among the others.
     """
     _check_volumes(new, others, limits)
-    _check_memory(new, others, there_is)
+    _check_memory(new, others, upkeep, there_is)
     if room:
         _check_disk(new, others, room)
     files = there_is.descriptors()
@@ -146,14 +151,22 @@ def _check_volumes(new: Claim, others: Iterable[Claim], limits: Limits) -> None:
             raise RequestError("limit", f"volume {volume} has {limits.sessions} sessions already")
 
 
-def _check_memory(new: Claim, others: Iterable[Claim], there_is: Machine) -> None:
-    memory = there_is.memory() - _MEMORY_LEFT - sum(claim.coming for claim in others)
-    if new.memory > memory:
+def _check_memory(new: Claim, others: Sequence[Claim], upkeep: Upkeep, there_is: Machine) -> None:
+    spare = _memory_for_sessions(others, upkeep, there_is) - sum(claim.memory for claim in others)
+    if new.memory > spare:
         raise RequestError(
             "limit",
-            f"the session needs {new.memory} bytes of memory, and this machine can spare {max(memory, 0)}; "
-            "ask for less, or wait",
+            f"the session needs {new.memory} bytes of memory, and this machine can spare {max(spare, 0)} beside what "
+            "the server and its clients may still need; ask for less, or wait",
         )
+
+
+def _memory_for_sessions(others: Sequence[Claim], upkeep: Upkeep, there_is: Machine) -> int:
+    """Bytes for all of them together: the same whether clients take what is kept for them just now, or not."""
+    allocated = sum(claim.memory - claim.coming for claim in others)
+    besides = max(there_is.held() - allocated, 0)  # has the server now
+    room = there_is.memory() - _MEMORY_LEFT + allocated + besides
+    return room - max(upkeep.keep(room), besides)
 
 
 def _check_disk(new: Claim, others: Iterable[Claim], room: Room) -> None:

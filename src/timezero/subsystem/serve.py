@@ -27,6 +27,8 @@ from timezero.errors import TimezeroError, UsageError
 from timezero.streams import print_line, tell
 
 _T = TypeVar("_T", ServeConfig, SidefileConfig, Limits)
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_OOM_LAST = -999  # not -1000: a control group of which nobody may be killed hangs
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -140,6 +142,7 @@ def main(args: argparse.Namespace) -> int:
 def _serve(config: ServeConfig) -> int:
     from timezero.subsystem.server import STOP_TIMEOUT, Subsystem
 
+    _survive_oom()
     log = _silent if config.quiet else _log
     subsystem = Subsystem(config, log)
     try:
@@ -159,6 +162,13 @@ def _serve(config: ServeConfig) -> int:
             _log(f"requests did not complete within {STOP_TIMEOUT:g} s; giving up on them")
             os._exit(TimezeroError.exit_code)  # their memory is still the kernel's to write: nothing may be freed
     return 0
+
+
+def _survive_oom() -> None:
+    """Every application loses its disk with this process: it is killed last when memory runs out, if we may say so."""
+    with contextlib.suppress(OSError, ValueError):
+        if int(_OOM_SCORE.read_text()) > _OOM_LAST:
+            _OOM_SCORE.write_text(str(_OOM_LAST))
 
 
 @contextlib.contextmanager

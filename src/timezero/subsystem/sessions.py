@@ -20,6 +20,7 @@ from timezero.control.server import RequestError
 from timezero.subsystem import sidefile
 from timezero.subsystem.admission import Machine, admit, look
 from timezero.subsystem.group import Group, Part, Report
+from timezero.subsystem.upkeep import upkeep
 from timezero.subsystem.volumes import Volumes
 
 HANDLES = ("owned_fd", "shared_fd", "drain_fd", "volume_fd", "file_fd", "domain_fd")
@@ -59,6 +60,7 @@ class Registry:
         self._limits = limits
         self._log = log
         self._machine = machine or Machine()
+        self._upkeep = upkeep(len(volumes.names()), volumes.reactors, limits.connections)
         self._speeds: dict[str, int] = {}
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
@@ -189,8 +191,9 @@ class Registry:
             if name in self._groups:
                 raise RequestError("bad-request", f"session {name} exists already")
             others = [*self._groups.values(), *self._ended]
-            claims = {claim.name for claim in admit(group, others, self._limits, room, self._machine)}
-            leaving = [other for other in others if other.name in claims and other.may_give_way]
+            claims = admit(group, others, self._limits, self._upkeep, room, self._machine)
+            names = {claim.name for claim in claims}
+            leaving = [other for other in others if other.name in names and other.may_give_way]
             for other in leaving:
                 other.leaves()
             self._groups[name] = group

@@ -33,6 +33,11 @@ class Volumes:
             undo.pop_all()
 
     @property
+    def reactors(self) -> int:
+        """How many there are."""
+        return len(self._reactors)
+
+    @property
     def engine(self) -> str:
         return self._reactors[0].engine
 

@@ -1,0 +1,99 @@
+"""What the control groups of this process leave it of memory: version 1, version 2, and both at once (hybrid)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from timezero._linux.devices import unescape
+
+_USUAL = Path("/sys/fs/cgroup")
+
+
+class _Files(NamedTuple):
+    """Where a group of one version says what it may take, what it has, and what of that is page cache (cgroups(7))."""
+
+    limit: str
+    usage: str
+    cache: tuple[str, str]  # of memory.stat; with all the groups below, as limit and usage
+
+
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
+_V2 = _Files("memory.max", "memory.current", ("active_file", "inactive_file"))
+
+
+def memory_left(proc: Path, usual: Path = _USUAL) -> int | None:
+    """The least of what the limits of this process's groups, and of those above them, leave; None: no limit is known.
+
+    In bytes, negative when over a limit; page cache counts as free. usual: where groups are, if the mount table does
+    not say. What cannot be read limits nothing.
+    """
+    left = [_left(group, files) for files, group in _groups(proc, usual)]
+    return min((bytes_ for bytes_ in left if bytes_ is not None), default=None)
+
+
+def _left(group: Path, files: _Files) -> int | None:
+    limit = _number(group / files.limit)
+    if limit is None:
+        return None
+    stat = fields(group / "memory.stat")
+    return limit - (_number(group / files.usage) or 0) + sum(stat.get(name, 0) for name in files.cache)
+
+
+def _groups(proc: Path, usual: Path) -> Iterator[tuple[_Files, Path]]:
+    """The groups that limit this process's memory, with the files of their version."""
+    for line in _lines(proc / "self/cgroup"):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            files, (root, point) = _V2, _mount(proc, "cgroup2") or ("/", usual)
+        elif "memory" in controllers.split(","):
+            files, (root, point) = _V1, _mount(proc, "cgroup", "memory") or ("/", usual / "memory")
+        else:
+            continue
+        for group in _upwards(path, root, point):
+            yield files, group
+
+
+def _upwards(path: str, root: str, point: Path) -> Iterator[Path]:
+    """A group and those above it, as far up as what is mounted shows them: `root` of the hierarchy at `point`.
+
+    A container may be told a path that is not in what it sees mounted: then its own group is the root of that.
+    """
+    group = PurePosixPath(path)
+    if ".." not in group.parts and group.is_relative_to(root):
+        inside = group.relative_to(root)
+        for part in (inside, *inside.parents):
+            yield point / part
+    else:
+        yield point
+
+
+def _mount(proc: Path, kind: str, controller: str = "") -> tuple[str, Path] | None:
+    """(what of a hierarchy is mounted, where), from the mount table, see proc_pid_mountinfo(5)."""
+    for line in _lines(proc / "self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        of_kind, _, options = [*right.split(" ", 2), "", "", ""][:3]
+        if of_kind == kind and (not controller or controller in options.split(",")):
+            root, point = left.split(" ")[3:5]
+            return unescape(root), Path(unescape(point))
+    return None
+
+
+def fields(path: Path) -> dict[str, int]:
+    """{first word: the number that follows} of the lines of a file; of none when it cannot be read."""
+    words = [line.split() for line in _lines(path)]
+    return {line[0]: int(line[1]) for line in words if len(line) >= 2 and line[1].isdecimal()}
+
+
+def _number(path: Path) -> int | None:
+    """That a file holds; None: it says "max", or cannot be read."""
+    text = "".join(_lines(path))
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
