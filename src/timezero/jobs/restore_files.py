@@ -170,7 +170,7 @@ class _Batch:
         watch: Callable[[int], None],
     ) -> TimezeroError | None:
         transfers: dict[str, Transfer] = {}
-        with Moving(options, batch[0].chunk_size, [record.size for record in batch]) as machine:
+        with Moving(options, batch[0].chunk_size, [record.size for record in batch], indexed=True) as machine:
             for record in batch:
                 if record.name not in self._made:
                     continue
