@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -43,11 +44,11 @@ def settled(process: int) -> int:
     return descriptors(process)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Shim]:
-    """shims(name): rules for a program to be started with its `environment`."""
-    folder = tmp_path_factory.mktemp("shim")
-    return lambda name: Shim(folder, name)
+    """shims(name): rules for a program to be started with its `environment`. The library is compiled once."""
+    folder, numbers = tmp_path_factory.mktemp("shim"), itertools.count()
+    return lambda name: Shim(folder, f"{name}-{next(numbers)}")
 
 
 @dataclass

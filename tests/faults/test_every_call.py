@@ -8,6 +8,7 @@ with a result that is right. Restores, of which there are many ways: test_every_
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shim(tmp_path: Path) -> Shim:
-    return Shim(tmp_path / "shim", "job")
+def shim(shims: Callable[[str], Shim]) -> Shim:
+    return shims("job")
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def shim(tmp_path: Path) -> Shim:
-    return Shim(tmp_path / "shim", "job")
+def shim(shims: Callable[[str], Shim]) -> Shim:
+    return shims("job")
 
 
 @pytest.fixture
