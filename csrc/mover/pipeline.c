@@ -355,7 +355,12 @@ static void advance(tz_chunk *chunk)
         case TZ_CHUNK_PARKED:
             return;
         case TZ_CHUNK_STORING:
-            atomic_store_explicit(&transfer->touched, true, memory_order_relaxed);
+            /* Who has stopped the transfer and finds it untouched may rely on that, before it has ended, too. */
+            atomic_store(&transfer->touched, true);
+            if (atomic_load(&transfer->stopping)) {
+                retire(chunk, false);
+                return;
+            }
             rc = transfer->sink->ops->store(transfer->sink, chunk);
             if (rc < 0)
                 fail(chunk, rc, TZ_SIDE_SINK, chunk->offset);

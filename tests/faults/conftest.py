@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proof.shim import Shim
+from proof.shim import SYNC, Shim
 from proof.words import after_the_estimate
 from tests.integration.conftest import serve
 from tests.watching import until
@@ -42,24 +44,30 @@ def settled(process: int) -> int:
     return descriptors(process)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Shim]:
-    """shims(name): rules for a program to be started with its `environment`."""
-    folder = tmp_path_factory.mktemp("shim")
-    return lambda name: Shim(folder, name)
+    """shims(name): rules for a program to be started with its `environment`. The library is compiled once."""
+    folder, numbers = tmp_path_factory.mktemp("shim"), itertools.count()
+    return lambda name: Shim(folder, f"{name}-{next(numbers)}")
 
 
 @dataclass
 class Device:
-    """A file that is a device: real errors, real silence. nbdfuse over nbdkit's error filter over `image`."""
+    """A file that is a device: real errors, real silence. nbdfuse over nbdkit's error filter over `image`.
+
+    The filter knows no flush: its fdatasync of `image` is made to fail.
+    """
 
     path: Path
     image: Path
     process: subprocess.Popen[bytes]
     triggers: dict[str, Path]
+    shim: Shim
 
     def fail(self, *requests: str) -> None:
-        """Requests (pread, pwrite, flush) that get EIO from now on."""
+        """Requests (pread, pwrite, zero, trim, flush) that get EIO from now on."""
+        assert set(requests) <= {*self.triggers, "flush"}
+        self.shim.rule(0, SYNC if "flush" in requests else 0, self.image, error=errno.EIO, per_million=1_000_000)
         for name, trigger in self.triggers.items():
             trigger.touch() if name in requests else trigger.unlink(missing_ok=True)
 
@@ -84,7 +92,7 @@ class Device:
 
 
 @pytest.fixture
-def device(root: None, tmp_path: Path) -> Iterator[Callable[..., Device]]:
+def device(root: None, tmp_path: Path, shims: Callable[[str], Shim]) -> Iterator[Callable[..., Device]]:
     """device(name, size) -> Device, all zeros."""
     made: list[Device] = []
 
@@ -99,8 +107,11 @@ def device(root: None, tmp_path: Path) -> Iterator[Callable[..., Device]]:
         command = ["nbdfuse", path, "--command", "nbdkit", "-s", "--exit-with-parent", "--filter=error", "file", image]
         for request, trigger in triggers.items():
             command += [f"error-{request}=EIO", f"error-{request}-rate=100%", f"error-{request}-file={trigger}"]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        made.append(Device(path, image, process, triggers))
+        shim = shims(f"device-{name}")
+        process = subprocess.Popen(
+            command, env=os.environ | shim.environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        made.append(Device(path, image, process, triggers, shim))
         until(lambda: path.stat().st_size == size or process.poll() is not None, f"nbdfuse does not serve {path}")
         assert process.poll() is None, "nbdfuse ended"
         return made[-1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -193,17 +194,62 @@ def test_a_device_that_falls_silent_at_copy(world: World) -> None:
     world.all_is_well()
 
 
-def test_a_device_that_vanishes(world: World) -> None:
-    job = world.backup("bad", rate="1M")
+def test_a_flush_error_of_the_applications_own(world: World) -> None:
+    """As a write error: told to who asked for it, each time, and the backup goes on."""
+    before = world.bad.image.read_bytes()
+    job = world.backup("bad", rate="4M")
     world.wait_for_t0()
-    world.bad.vanish()
+    world.bad.fail("flush")
+    with Nbd.connect(world.served.nbd_socket, "bad") as bad:
+        bad.write(SIZE - 65536, b"n" * 65536)
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                bad.flush()
+            assert caught.value.errno == errno.EIO
+        world.bad.fail()
+        bad.flush()
+        assert bad.read(SIZE - 65536, 65536) == b"n" * 65536
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    restored = timezero("restore", "--repo", world.repo, "latest/bad", world.folder / "restored.img")
+    assert restored.code == 0, restored.err
+    assert (world.folder / "restored.img").read_bytes() == before
+
+
+def lose(world: World, name: str, job: subprocess.Popen[str], go: Callable[[], None], *, updated: bool) -> str:
+    """Go on with a backup of `name`, stopped after its T0, when `go` has taken the volume away; what it says.
+
+    updated: the application has written where nothing can be read any more.
+    """
+    world.wait_for_t0()
+    job.send_signal(signal.SIGSTOP)
+    go()
+    if updated:
+        with Nbd.connect(world.served.nbd_socket, name) as volume, suppress(OSError):  # the device's own error, if any
+            volume.write(SIZE - 65536, b"n" * 65536)
+        until(lambda: any(part["state"] == "punctured" for part in world.sessions()), "it is not punctured")
+    job.send_signal(signal.SIGCONT)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == (5 if updated else 1), err
+    assert world.listed() == []
+    return err
+
+
+@pytest.mark.parametrize("updated", [False, True], ids=["copy", "before-image"])
+def test_a_device_that_vanishes(world: World, updated: bool) -> None:
+    err = lose(world, "bad", world.backup("bad", rate="1M"), world.bad.vanish, updated=updated)
+    told(err, "bad", "T0 is lost" if updated else "cannot be read at byte")
     with Nbd.connect(world.served.nbd_socket, "bad") as bad, pytest.raises(OSError):
         bad.read(0, 4096)
-    _, err = job.communicate(timeout=60)
-    assert job.returncode in (1, 5), err
-    told(err, "bad")
     world.good_is_served()
-    assert [Repository(str(world.repo)).point(point).manifest.datasets[0].name for point in world.listed()] == ["good"]
+
+
+@pytest.mark.parametrize("updated", [False, True], ids=["copy", "before-image"])
+def test_a_file_that_shrinks_in_a_session(world: World, updated: bool) -> None:
+    image = world.folder / "good.img"
+    job = world.backup("good", rate="1M")
+    err = lose(world, "good", job, lambda: os.truncate(image, SIZE // 2), updated=updated)
+    told(err, "good", "T0 is lost" if updated else "was made shorter")
 
 
 def test_a_file_that_shrinks(serve: Callable, tmp_path: Path) -> None:
@@ -290,6 +336,33 @@ def test_write_errors_of_an_image(frail, source: Path, engine: str) -> None:
     assert outcome.code == 1
     told(outcome.err, "copy.img", "error")
     assert not list(folder.glob("*copy*"))
+
+
+@pytest.mark.parametrize("job", ["backup", "copy", "copy to a device"])
+def test_flush_errors_of_a_target(
+    request: pytest.FixtureRequest, device: Callable[..., Device], loop: Callable[..., Path], source: Path, job: str
+) -> None:
+    """All of it is written, and nobody knows whether it stays: it has failed."""
+    if job == "copy to a device":
+        disk = device("target", SIZE)
+        words: list[object] = ["copy", source, target := loop(disk.path)]
+    else:
+        folder, disk = request.getfixturevalue("frail")
+        target = folder / ("repo" if job == "backup" else "copy.img")
+        words = ["backup", "--repo", target, source] if job == "backup" else ["copy", source, target]
+        if job == "backup":
+            assert timezero(*words).code == 0
+    disk.fail("flush")
+    outcome = timezero(*words)
+    disk.fail()
+    assert outcome.code == 1
+    told(outcome.err, str(target), "durable" if job != "backup" else "", "Input/output error")
+    if job == "backup":
+        assert len(Repository(str(target)).ids()) == 1  # the one before
+    elif job == "copy":
+        assert not list(folder.glob("*copy*"))
+    else:
+        assert "blanked at both ends" in outcome.err
 
 
 def test_write_errors_of_a_block_device(device: Callable[..., Device], loop: Callable[..., Path], source: Path) -> None:

@@ -2,13 +2,12 @@
 is not, nor anything at all that it could have removed.
 
 A run whose n-th call fails ends with an exit code other than 0 and one line; or, where the call was one that may fail,
-with a result that is right. `threads`: what goes to io_uring would not be seen by the library that makes calls fail.
+with a result that is right. Restores, of which there are many ways: test_every_call_of_restore.py.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +15,13 @@ import pytest
 
 from proof.shim import MAKING, UNLINK, Shim
 from tests.command import Outcome, digest, image, timezero
+from tests.faults.sweep import MAY_FAIL, TEMPORARY, THREADS, sweep
 from timezero.jobs.backup import backup
 from timezero.jobs.restore import restore
 from timezero.repository import Repository
 
 MIB = 1 << 20
-TEMPORARY = ".timezero-*"
-#: A size that is refused beforehand is tried by writing.
-MAY_FAIL = {"size"}
+BOTH = (errno.EIO, errno.ENOSPC)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -34,35 +32,8 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shim(tmp_path: Path) -> Shim:
-    return Shim(tmp_path / "shim", "job")
-
-
-def sweep(shim: Shim, target: Path, calls: int, error: int, run: Callable[[int], Outcome]) -> list[tuple[int, str]]:
-    """run(n), with the n-th of `calls` on what begins with `target` failing, for every n there is.
-
-    Those that went well all the same: (n, kind of the call).
-    """
-    shim.rule(0, calls, target, nth=1 << 40)
-    assert run(0).code == 0, "it does not work without a fault either"
-    count = shim.seen(0)
-    assert count >= 5, "the library sees no calls"
-    well = []
-    for n in range(1, count + 1):
-        shim.rule(0, calls, target, error=error, nth=n)
-        outcome = run(n)
-        if shim.hits(0) == 0:  # something else had failed before it
-            assert outcome.code == 1, f"call {n} of {count} did not come"
-            continue
-        if outcome.code == 0:
-            well.append((n, shim.last(0)))
-            continue
-        what = f"call {n} of {count}, {shim.last(0)}: {outcome.err}"
-        assert outcome.code == 1, what
-        assert outcome.err.startswith("timezero: ") and outcome.err.count("\n") == 1, what
-        assert os.strerror(error) in outcome.err, what
-    shim.clear()
-    return well
+def shim(shims: Callable[[str], Shim]) -> Shim:
+    return shims("job")
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
@@ -71,9 +42,7 @@ def test_backup(tmp_path: Path, source: Path, shim: Shim, error: int) -> None:
 
     def run(n: int) -> Outcome:
         repo = tmp_path / f"repo{n}"
-        outcome = timezero(
-            "backup", "--repo", repo, source, env=shim.environment | {"TIMEZERO_IO": "threads"}
-        )  # fmt: skip
+        outcome = timezero("backup", "--repo", repo, source, env=shim.environment | THREADS)
         names = [path.name for path in repo.rglob("*")] if repo.exists() else []
         if outcome.code:
             assert not [name for name in names if name.endswith((".json", ".idx", ".pack", ".tmp"))
@@ -87,7 +56,7 @@ def test_backup(tmp_path: Path, source: Path, shim: Shim, error: int) -> None:
         assert Repository(str(repo)).prune().swept == []
         return outcome
 
-    assert {kind for _, kind in sweep(shim, tmp_path / "repo", MAKING, error, run)} <= MAY_FAIL
+    assert sweep(shim, tmp_path / "repo", MAKING, [error], run) <= MAY_FAIL
 
 
 def test_backup_whose_leavings_cannot_be_removed(tmp_path: Path, source: Path, shim: Shim) -> None:
@@ -98,7 +67,7 @@ def test_backup_whose_leavings_cannot_be_removed(tmp_path: Path, source: Path, s
     def run(n: int) -> Outcome:
         before = Repository(str(repo)).ids()
         shim.rule(1, UNLINK if n else 0, repo, error=errno.EIO, per_million=1_000_000)
-        outcome = timezero("backup", "--repo", repo, source, env=shim.environment | {"TIMEZERO_IO": "threads"})
+        outcome = timezero("backup", "--repo", repo, source, env=shim.environment | THREADS)
         for point in Repository(str(repo)).ids():
             restore(str(repo), point, str(tmp_path / "restored.img"), dataset=source.name, force=True)
             assert digest(tmp_path / "restored.img") == digest(source)
@@ -109,8 +78,7 @@ def test_backup_whose_leavings_cannot_be_removed(tmp_path: Path, source: Path, s
         assert len(list((repo / "packs").iterdir())) == len(before)
         return outcome
 
-    well = sweep(shim, repo, MAKING, errno.EIO, run)
-    assert {kind for _, kind in well} <= MAY_FAIL
+    assert sweep(shim, repo, MAKING, [errno.EIO], run) <= MAY_FAIL
 
 
 @pytest.mark.parametrize("replace", [False, True], ids=["new", "replaced"])
@@ -124,7 +92,7 @@ def test_copy(tmp_path: Path, source: Path, shim: Shim, replace: bool) -> None:
         if replace:
             target.write_bytes(b"old")
         words = ["copy", source, target, *(["--force"] if replace else [])]
-        outcome = timezero(*words, env=shim.environment | {"TIMEZERO_IO": "threads"})
+        outcome = timezero(*words, env=shim.environment | THREADS)
         assert list(folder.glob(TEMPORARY)) == []
         if outcome.code == 0 or (target.exists() and target.read_bytes() != b"old"):
             assert digest(target) == digest(source)
@@ -132,28 +100,9 @@ def test_copy(tmp_path: Path, source: Path, shim: Shim, replace: bool) -> None:
             assert "is there" in outcome.err, outcome.err  # it says that the name is there, perhaps not durably
         return outcome
 
-    well = {kind for _, kind in sweep(shim, folder, MAKING, errno.EIO, run)}
+    well = sweep(shim, folder, MAKING, BOTH, run)
     # Where what a killed one left cannot be opened, another temporary name is taken.
     assert well <= MAY_FAIL | ({"open"} if replace else set())
-
-
-def test_restore(tmp_path: Path, source: Path, shim: Shim) -> None:
-    repo, folder = tmp_path / "repo", tmp_path / "target"
-    backup(str(repo), [str(source)])
-    folder.mkdir()
-
-    def run(n: int) -> Outcome:
-        target = folder / "restored.img"
-        target.unlink(missing_ok=True)
-        outcome = timezero(
-            "restore", "--repo", repo, "latest/source.img", target, env=shim.environment | {"TIMEZERO_IO": "threads"}
-        )
-        assert list(folder.glob(TEMPORARY)) == []
-        if outcome.code == 0 or target.exists():
-            assert digest(target) == digest(source)
-        return outcome
-
-    assert {kind for _, kind in sweep(shim, folder, MAKING, errno.EIO, run)} <= MAY_FAIL
 
 
 def test_prune(tmp_path: Path, source: Path, shim: Shim) -> None:
@@ -173,4 +122,4 @@ def test_prune(tmp_path: Path, source: Path, shim: Shim) -> None:
         assert len(list((repo / "packs").iterdir())) == 1
         return outcome
 
-    assert sweep(shim, repo, MAKING | UNLINK, errno.EIO, run) == []
+    assert sweep(shim, repo, MAKING | UNLINK, BOTH, run) == set()

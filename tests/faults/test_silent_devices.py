@@ -6,6 +6,7 @@ nothing hangs in the kernel; tests/faults/test_devices.py does the same to a rea
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -157,6 +158,49 @@ def test_a_target_that_does_not_answer(
     until(lambda: sessions(served) == [], "the session stays")
 
 
+@pytest.mark.parametrize("job", ["verify", "restore"])
+def test_a_pack_that_does_not_answer(
+    shims: Callable[[str], Shim], images: dict[str, Path], tmp_path: Path, job: str
+) -> None:
+    """Whoever reads a repository is told, and does not wait for ever; a restore leaves nothing."""
+    repo, target = tmp_path / "repo", tmp_path / "restored" / "image"
+    target.parent.mkdir()
+    assert timezero("backup", "--repo", repo, images["good"]).code == 0
+    shim = shims("job")
+    shim.rule(0, READ, repo / "packs", delay_us=FOREVER_US, per_million=ALWAYS)
+    words = ["latest", target] if job == "restore" else []
+    began = time.monotonic()
+    outcome = timezero(
+        job, "--repo", repo, "--device-deadline", "1s", *words, env=shim.environment | THREADS
+    )  # fmt: skip
+    assert outcome.code == 1
+    told(outcome.err, "good.img: its device has not answered for", "--device-deadline")
+    assert time.monotonic() - began < 40
+    assert shim.hits(0) > 0
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_target_of_a_delta_that_cannot_be_looked_at(
+    shims: Callable[[str], Shim], images: dict[str, Path], tmp_path: Path
+) -> None:
+    """What cannot be read is written; what does not answer ends the job, and is as it was when nothing was written."""
+    repo, target = tmp_path / "repo", tmp_path / "image"
+    assert timezero("backup", "--repo", repo, images["good"]).code == 0
+    target.write_bytes(before := images["mute"].read_bytes())
+    words = ("restore", "--repo", repo, "latest", target, "--delta", "--force", "--device-deadline", "1s")
+    shim = shims("job")
+    shim.rule(0, READ, target, delay_us=FOREVER_US, per_million=ALWAYS)
+    outcome = timezero(*words, env=shim.environment | THREADS)
+    assert outcome.code == 1
+    told(outcome.err, f"{target}: its device has not answered for", "--device-deadline")
+    assert target.read_bytes() == before
+    shim.rule(0, READ, target, error=errno.EIO, per_million=ALWAYS)
+    outcome = timezero(*words, env=shim.environment | THREADS)
+    assert outcome.code == 0, outcome.err
+    assert shim.hits(0) >= SIZE // MIB
+    assert target.read_bytes() == images["good"].read_bytes()
+
+
 def test_a_suspension_that_waits_for_an_update(served, shim: Shim, images: dict[str, Path], tmp_path: Path) -> None:
     """The deadline of the suspension passes: there is no T0, and the application is where it was."""
     with Nbd.connect(served.nbd_socket, "mute") as mute:
@@ -178,3 +222,28 @@ def request(command: int, offset: int, length: int) -> bytes:
     import struct
 
     return struct.pack(">IHHQQI", 0x25609513, 0, command, 7, offset, length)
+
+
+@pytest.mark.parametrize("words", [["--depth", 1], ["--depth", 1, "--delta"]], ids=["whole", "delta"])
+def test_a_device_that_stops_taking_writes(
+    shims: Callable[[str], Shim], images: dict[str, Path], loop: Callable[..., Path], tmp_path: Path, words: list
+) -> None:
+    """It is told within the deadline what the device now holds: blanking it would mean to wait for it."""
+    repo, backing = tmp_path / "repo", tmp_path / "backing"
+    assert timezero("backup", "--repo", repo, images["good"]).code == 0
+    backing.write_bytes(images["mute"].read_bytes())
+    target = loop(backing)
+    shim = shims("job")
+    shim.rule(0, WRITE, target, delay_us=FOREVER_US, nth=3)
+    job = start("restore", "--repo", repo, "latest", target, "--device-deadline", "1s", *words,
+                env=shim.environment | THREADS)  # fmt: skip
+    try:
+        until(lambda: shim.hits(0) == 1, "nothing is written")
+        shim.rule(1, WRITE, target, delay_us=FOREVER_US, per_million=ALWAYS)  # nothing else, either
+        _, err = job.communicate(timeout=40)
+    finally:
+        shim.clear()
+        job.kill()
+        job.wait(60)
+    assert job.returncode == 1, err
+    told(err, f"{target}: its device has not answered for", "mixture of old and new data and is not blanked")

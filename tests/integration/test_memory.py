@@ -19,6 +19,7 @@ from proof.nbd import Nbd
 from proof.stack import mounted_export
 from tests.command import COMMAND, environment, succeed, timezero
 from tests.conftest import run
+from tests.faults.conftest import told
 from tests.integration.conftest import Serve
 from tests.integration.limits import memory_controller, memory_limit
 from tests.sanitized import not_with_asan
@@ -94,22 +95,13 @@ def test_jobs_at_rest(big: Path, tmp_path: Path) -> None:
         assert os.lseek(file.fileno(), 5 * TIB, os.SEEK_DATA) == PLACES[2]
 
 
-def test_a_backup_with_too_little_memory_says_so(big: Path, tmp_path: Path) -> None:
-    """The bound is one: with half of what the indexes need, it fails, and leaves nothing."""
-    with memory_limit(BASE // 4 + INDEX // 2) as (enter, _):
-        outcome = timezero(
-            "backup",
-            "--repo",
-            tmp_path / "repo",
-            "--chunk-size",
-            CHUNK,
-            "--buffer",
-            BUFFER,
-            f"big={big}",
-            preexec_fn=enter,
-        )
-    assert outcome.code not in (0, 3)
-    assert timezero("list", "--repo", tmp_path / "repo").out.count(b"\n") <= 1
+@pytest.mark.parametrize("most", [BASE // 4 + INDEX // 2, BUFFER + INDEX], ids=["buffers", "indexes"])
+def test_a_backup_with_too_little_memory_says_so(limit: Limit, big: Path, tmp_path: Path, most: int) -> None:
+    """The bound is one: with less than buffers, or these and indexes, need, it is refused, not killed."""
+    outcome = timezero("backup", "--repo", tmp_path / "repo", *OPTIONS, f"big={big}", preexec_fn=limit(most))
+    assert outcome.code == 1, outcome
+    told(outcome.err, "memory")
+    assert not list(tmp_path.glob("repo/recovery-points/*")) and not list(tmp_path.glob("repo/packs/*"))
 
 
 def resident(process: int) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from timezero._linux import machine
 from timezero.config import Limits, ServeConfig, SidefileConfig, VolumeConfig
 from timezero.control.server import RequestError
-from timezero.subsystem import machine
 from timezero.subsystem.admission import DESCRIPTORS_A_VOLUME, Machine, admit, look
 from timezero.subsystem.sessions import Registry
 from timezero.subsystem.upkeep import Upkeep, upkeep
@@ -323,6 +323,23 @@ def test_groups_of_version_1_and_those_above_them(tmp_path):
     assert machine.memory_available(proc, groups) == 100_000
     old_group(groups / "memory", "10\n", "500\n")
     assert machine.memory_available(proc, groups) == 0
+
+
+def test_what_may_be_swapped_out_counts_where_it_is_asked_for(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    make(proc, meminfo="MemAvailable:    8000 kB\nSwapFree:    1000 kB\n")
+    assert machine.memory_available(proc, groups, swap=True) == 9000 * 1024
+    make(proc / "self", cgroup="4:memory:/old\n0::/new\n")
+    make(groups / "new", memory_max="3000\n", memory_current="1000\n")
+    assert machine.memory_available(proc, groups, swap=True) == 2000 + 1000 * 1024
+    for most, left in (("max", 2000 + 1000 * 1024), ("700", 2500), ("100", 2000)):
+        make(groups / "new", **{"memory_swap.max": most, "memory_swap.current": "200"})
+        assert machine.memory_available(proc, groups, swap=True) == left
+        assert machine.memory_available(proc, groups) == 2000
+    old_group(groups / "memory/old", "3000\n", "1500\n")
+    make(groups / "memory/old", **{"memory_memsw.limit_in_bytes": "4000", "memory_memsw.usage_in_bytes": "2200"})
+    assert machine.memory_available(proc, groups, swap=True) == 1800  # of both together
+    assert machine.memory_available(proc, groups) == 1500
 
 
 def test_both_versions_at_once(tmp_path):

@@ -211,7 +211,7 @@ class _Backup:
         self._stack.callback(os.close, packs_fd)
         packs = PackWriter(packs_fd, writer.id)
         self._stack.callback(packs.close)
-        machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes()))
+        machine = self._stack.enter_context(Moving(self._mover, self._chunk_size, self._sizes(), indexed=True))
         transfers = {dataset.name: self._add(machine, dataset, packs) for dataset in self._designated}
         estimate = self._foresee(machine)
         if estimate and foresee:

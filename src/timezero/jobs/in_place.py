@@ -2,7 +2,7 @@
 
 Until the job has ended well such a target is a mixture of what was there and what is to be. When the job fails or is
 interrupted, that is said, and the first and last MiB are blanked, so that it does not look like either; unless nothing
-was written: then it is as it was.
+was written: then it is as it was. One whose device does not answer is not blanked: who said so would wait for it first.
 
 Errors: TimezeroError, LockedError.
 """
@@ -38,6 +38,7 @@ class InPlace(Target):
         self._delta = delta
         self._keep = keep
         self._started = False
+        self._silent = False
 
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
@@ -52,11 +53,15 @@ class InPlace(Target):
     def spared(self) -> None:
         self._started = False
 
+    def silent(self) -> None:
+        self._silent = True
+
     def left(self, again: str) -> str | None:
         if not self._started:
             return None
+        blanked = "is not blanked, for it does not answer" if self._silent else "is blanked at both ends"
         then = f"{again} goes on from here" if self._delta else "restore it again before it is used"
-        return f"{self.name} now holds a mixture of old and new data and is blanked at both ends: {then}"
+        return f"{self.name} now holds a mixture of old and new data and {blanked}: {then}"
 
     def publish(self, *, damaged: bool = False) -> None:
         crash_point("place.written")
@@ -72,7 +77,7 @@ class InPlace(Target):
         if fd < 0:
             return
         try:
-            if self._started:
+            if self._started and not self._silent:
                 self._blank(fd)
         finally:
             os.close(fd)
@@ -138,8 +143,9 @@ class _ImageInPlace(InPlace):
         return super().sink()
 
     def spared(self) -> None:
-        # One that has all of the data is cut off where that ends.
-        if self._sizes is None or os.fstat(self._fd).st_size in self._sizes:
+        # One that has all of the data is cut off where that ends; what was added to a silent one stays there.
+        sizes = self._sizes
+        if sizes is None or (sizes[0] == sizes[1] if self._silent else os.fstat(self._fd).st_size in sizes):
             super().spared()
 
     def publish(self, *, damaged: bool = False) -> None:
@@ -148,7 +154,7 @@ class _ImageInPlace(InPlace):
 
     def discard(self) -> None:
         sizes, self._sizes = self._sizes, None
-        if sizes is not None and not self._started and self._fd >= 0:
+        if sizes is not None and not self._started and not self._silent and self._fd >= 0:
             with suppress(OSError):
                 os.ftruncate(self._fd, sizes[0])
         super().discard()

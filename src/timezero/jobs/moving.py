@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from timezero._linux import machine
 from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
 from timezero.jobs.pace import Pace
 from timezero.jobs.windows import Schedule
-from timezero.units import parse_latency_target
+from timezero.repository.index import ENTRY_BYTES
+from timezero.units import format_size, parse_latency_target
 
 if TYPE_CHECKING:
     from timezero._native.mover import Sink, Source
@@ -99,14 +101,29 @@ def in_words(name: str) -> Iterator[None]:
         raise TimezeroError(f"{name}: cannot be used: {error.strerror}") from error
 
 
+def _check_memory(options: MoverOptions, chunk_size: int, sizes: Sequence[int], indexed: bool) -> None:
+    """Refuse what would be killed for certain, by the kernel, without a word: it overcommits."""
+    buffers = options.frames_taken(chunk_size, sizes) * chunk_size
+    index = sum(-(-size // chunk_size) for size in sizes) * ENTRY_BYTES if indexed else 0
+    there = machine.memory_available(swap=True)
+    if buffers + index > there:
+        raise TimezeroError(
+            f"not enough memory: {format_size(buffers)} of buffers and {format_size(index)} of indexes are needed, and "
+            f"this machine, or the control group, has {format_size(there)} left: try a smaller --buffer; backups with "
+            "a larger --chunk-size have smaller indexes"
+        )
+
+
 class Moving:
     """A mover and its buffer space, for transfers of one chunk size.
 
     A context manager: leaving it cancels what still runs, waits, and frees everything.
     """
 
-    def __init__(self, options: MoverOptions, chunk_size: int, sizes: Iterable[int]) -> None:
-        """sizes: bytes of each of the datasets to be moved. Raises UsageError for options that make no sense.
+    def __init__(self, options: MoverOptions, chunk_size: int, sizes: Sequence[int], *, indexed: bool = False) -> None:
+        """sizes: bytes of each of the datasets to be moved; indexed: with an index entry for each of their chunks.
+
+        Raises UsageError for options that make no sense, TimezeroError when there is not the memory for it.
 
         waits_until: when the hours in which data is copied begin, `HH:MM`; empty in them. pace: what is known of how
         fast it copies.
@@ -121,6 +138,7 @@ class Moving:
         self.transfers: list[Transfer] = []
         self._deadline_s = options.device_deadline_s
         self._overdue = 0
+        _check_memory(options, chunk_size, sizes, indexed)
         try:
             self._space = BufferSpace(chunk_size, options.frames(chunk_size, sizes), ready=options.frames_ready())
         except OSError as error:
@@ -191,14 +209,17 @@ class Moving:
         try:
             yield
         except BaseException:
-            # Only after its end is it known what a transfer will not have written.
+            # Only after that is it known what a transfer will not have written.
             self._mover.cancel()
-            if self._mover.wait(self._patience_s):
-                for transfer, target in zip(self.transfers, written, strict=True):
-                    if not self._mover.report(transfer.number)["touched"]:
-                        target.spared()
-            else:
+            silent = not self._mover.wait(self._patience_s)
+            if silent:
                 self._overdue = _LOOKS
+                silent = self._mover.waiting()[2] == "sink"
+            for transfer, target in zip(self.transfers, written, strict=True):
+                if silent:
+                    target.silent()
+                if not self._mover.report(transfer.number)["touched"]:
+                    target.spared()
             raise
 
     @property

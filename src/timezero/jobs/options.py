@@ -74,6 +74,10 @@ class MoverOptions(NamedTuple):
         """Frames that are in use from the beginning: the rest is touched when it is needed."""
         return max(self.workers, 1) * (self.depth or DEPTH_LEAST)
 
+    def frames_taken(self, chunk_size: int, sizes: Sequence[int]) -> int:
+        """Frames that are in use in any case."""
+        return min(self.frames(chunk_size, sizes), self.frames_ready())
+
     def check(self) -> None:
         """Raises UsageError for a mode or engine that does not exist, or a number out of range."""
         parse_latency_target(self.latency_target)

@@ -291,7 +291,7 @@ class _Restore:
                     self._notes[record.name] = problems
 
     def _move(self, group: Sequence[DatasetRecord], chunk_size: int, before: int) -> float:
-        with moving.Moving(self._options, chunk_size, [record.size for record in group]) as machine:
+        with moving.Moving(self._options, chunk_size, [record.size for record in group], indexed=True) as machine:
             for record in group:
                 target = self._targets[record.name]
                 source = index_source(record, self._indexes[record.name], self._packs, salvage=self._plan.way.salvage)

@@ -128,7 +128,9 @@ class _Batch:
         watch: Callable[[int], None],
     ) -> TimezeroError | None:
         """Make, move, name. What is in the way of all files to come, or None."""
-        stopped = self._make(batch) or self._move(batch, source, options, watch)
+        stopped = self._make(batch)
+        # Those that were made before one could not be are as good as any; without their data they must not be named.
+        stopped = (self._move(batch, source, options, watch) if self._made else None) or stopped
         crash_point("tree.moved")
         for record in batch:
             if record.name in self._made and record.inode is not None:
@@ -171,7 +173,7 @@ class _Batch:
         watch: Callable[[int], None],
     ) -> TimezeroError | None:
         transfers: dict[str, Transfer] = {}
-        with Moving(options, batch[0].chunk_size, [record.size for record in batch]) as machine:
+        with Moving(options, batch[0].chunk_size, [record.size for record in batch], indexed=True) as machine:
             for record in batch:
                 if record.name not in self._made:
                     continue

@@ -48,6 +48,9 @@ class Target(ABC):
     def spared(self) -> None:  # noqa: B027
         """It is not: nothing of it was written."""
 
+    def silent(self) -> None:  # noqa: B027
+        """Its device does not answer: whoever asks it for anything more waits for it."""
+
     def left(self, again: str) -> str | None:
         """What is left here, in words, of a job that does not come to its end; None: nothing that was not before.
 

@@ -204,7 +204,9 @@ class _Verification:
         if not pieces:
             return []
         moved: list[tuple[_Piece, Transfer]] = []
-        with Moving(self._options, pieces[0].record.chunk_size, [piece.size for piece in pieces]) as machine:
+        with Moving(
+            self._options, pieces[0].record.chunk_size, [piece.size for piece in pieces], indexed=True
+        ) as machine:
             for piece in pieces:
                 try:
                     source = piece.source(packs)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from timezero._linux import machine
 from timezero.config import Limits
 from timezero.control.server import RequestError
 from timezero.memory import held as memory_held
-from timezero.subsystem import machine
 from timezero.subsystem.upkeep import Upkeep
 
 DESCRIPTORS_A_VOLUME = 9  # of a session at most, while it is prepared

@@ -1,4 +1,4 @@
-"""What the machine has left for a session: memory, room in the sidefile directory, descriptors."""
+"""What the machine has left for us: memory, room in the sidefile directory, descriptors."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import os
 import resource
 from pathlib import Path
 
-from timezero.subsystem import cgroups
+from timezero._linux import cgroups
 
 
-def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, swap: bool = False) -> int:
     """Bytes that can be taken without anything being swapped out or killed, in the kernel's own estimate.
+
+    swap: without anything being killed; what may be swapped out counts, too.
 
     The least of the machine's MemAvailable and what the limits of this process's control groups leave; their page cache
     counts as free. What cannot be read limits nothing. groups: where control groups usually are.
     """
-    available = cgroups.fields(proc / "meminfo").get("MemAvailable:", 1 << 50) * 1024
-    left = cgroups.memory_left(proc, groups)
+    found = cgroups.fields(proc / "meminfo")
+    room = found.get("SwapFree:", 0) * 1024 if swap else 0
+    available = found.get("MemAvailable:", 1 << 50) * 1024 + room
+    left = cgroups.memory_left(proc, groups, room)
     return max(available if left is None else min(available, left), 0)
 
 

@@ -17,28 +17,42 @@ class _Files(NamedTuple):
     limit: str
     usage: str
     cache: tuple[str, str]  # of memory.stat; with all the groups below, as limit and usage
+    swap: tuple[str, str]  # as limit and usage, of swap; of version 1: of memory and swap together
 
 
-_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
-_V2 = _Files("memory.max", "memory.current", ("active_file", "inactive_file"))
+_V1 = _Files(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"),
+    ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+)
+_V2 = _Files(
+    "memory.max", "memory.current", ("active_file", "inactive_file"), ("memory.swap.max", "memory.swap.current")
+)
 
 
-def memory_left(proc: Path, usual: Path = _USUAL) -> int | None:
+def memory_left(proc: Path, usual: Path = _USUAL, swap: int = 0) -> int | None:
     """The least of what the limits of this process's groups, and of those above them, leave; None: no limit is known.
 
-    In bytes, negative when over a limit; page cache counts as free. usual: where groups are, if the mount table does
-    not say. What cannot be read limits nothing.
+    In bytes, negative when over a limit; page cache counts as free, and so do `swap` bytes of the machine's as far as
+    groups may have them. usual: where groups are, if the mount table does not say. What cannot be read limits nothing.
     """
-    left = [_left(group, files) for files, group in _groups(proc, usual)]
+    left = [_left(group, files, swap) for files, group in _groups(proc, usual)]
     return min((bytes_ for bytes_ in left if bytes_ is not None), default=None)
 
 
-def _left(group: Path, files: _Files) -> int | None:
+def _left(group: Path, files: _Files, swap: int) -> int | None:
     limit = _number(group / files.limit)
     if limit is None:
         return None
     stat = fields(group / "memory.stat")
-    return limit - (_number(group / files.usage) or 0) + sum(stat.get(name, 0) for name in files.cache)
+    cache = sum(stat.get(name, 0) for name in files.cache)
+    left = limit - (_number(group / files.usage) or 0) + cache
+    most = _number(group / files.swap[0])
+    if most is None:
+        return left + swap
+    most -= _number(group / files.swap[1]) or 0
+    return min(left + swap, most + cache) if files is _V1 and swap else left + min(swap, max(most, 0))
 
 
 def _groups(proc: Path, usual: Path) -> Iterator[tuple[_Files, Path]]:
