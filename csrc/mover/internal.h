@@ -41,6 +41,7 @@ typedef struct tz_activity {
     const void *gate;            /* whose it is: several sources may be behind one */
     const tz_load *load, *usual; /* since T0, and what was usual before */
     uint32_t used, low, high;
+    bool past_low; /* with hysteresis (tz/marks.h) */
 } tz_activity;
 
 typedef struct tz_source_ops {

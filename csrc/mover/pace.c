@@ -220,7 +220,7 @@ static uint32_t depth_while_waiting(tz_mover *mover)
     bool copying;
 
     while (next_gate(mover, &at, &activity, &copying))
-        if (copying && activity.used > activity.low)
+        if (copying && activity.past_low)
             return atomic_load(&mover->pace.depth);
     return 0;
 }

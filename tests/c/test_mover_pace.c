@@ -182,7 +182,7 @@ static void a_mover_that_rests_begins_nothing(void)
         rig_make(&r, opportunistic);
         atomic_store(&r.mover.pace.waiting, true);
         CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
-        r.now.used = 101; /* past the low mark: what a sidefile needs copied */
+        r.now.past_low = true; /* what a sidefile needs copied */
         CHECK(tz_pace_depth(&r.mover, 0) > 0);
         atomic_store(&r.transfer.ended, true);
         CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
@@ -339,6 +339,31 @@ static void a_sidefile_is_drained_outside_of_its_hours(void)
         for (uint64_t track = 0; track < 256; track++) /* the first chunk */
             fake_gate_update(&w.gate, track, track | 1);
         for (int i = 0; i < 200 && tz_mover_bytes_done(mover) == 0; i++)
+/* Past the low mark is past it until usage has fallen an eighth of the way between the marks. */
+static void the_low_mark_is_left_clearly(void)
+{
+    static const struct {
+        uint32_t used;
+        bool past;
+    } steps[] = {{0, false}, {200, false}, {201, true}, {150, true}, {101, true}, {100, false}, {150, false}};
+    tz_source *source;
+    tz_activity now;
+    world w;
+
+    world_make(&w, 1000, 0);
+    w.gate.h->low_mark = 200;
+    w.gate.h->high_mark = 1000;
+    source = fake_gate_source(&w.gate);
+    for (uint32_t i = 0; i < LENGTH_OF(steps); i++) {
+        atomic_store(&w.gate.h->used_slots, steps[i].used);
+        source->ops->activity(source, &now);
+        CHECK_EQ(now.past_low, steps[i].past);
+    }
+    atomic_store(&w.gate.h->used_slots, 0);
+    tz_source_destroy(source);
+    world_remove(&w);
+}
+
             CHECK_EQ(tz_mover_wait(mover, 50000000), 0);
         CHECK_EQ(tz_mover_wait(mover, 200000000), 0);
         tz_mover_report_get(mover, 0, &report);
@@ -398,3 +423,4 @@ int main(void)
     RUN(what_waits_can_be_cancelled);
     return 0;
 }
+    RUN(the_low_mark_is_left_clearly);
