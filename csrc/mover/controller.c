@@ -11,6 +11,10 @@
 #define FLOOR_RATE  (8 * TZ_MIB)
 #define PACED       (6 * OCTAVE)
 
+/* At full speed: so many bytes in flight, in requests of no less than FAST_PIECE (controller.h argues both). */
+#define IN_FLIGHT  (8 * TZ_MIB)
+#define FAST_PIECE TZ_MIB
+
 /* While listening: a piece in each tenth of a second, which is as long as one may be kept waiting (pace.c). */
 #define QUIET_RATE (10 * LEAST_PIECE)
 
@@ -47,10 +51,20 @@ static int octaves(uint64_t value)
     return n * OCTAVE;
 }
 
-/* Level from which chunks are read whole. */
+/* Bytes of the largest request. */
+static uint32_t largest(const tz_controller *c)
+{
+    uint64_t share = IN_FLIGHT / tz_max_u64(1, tz_min_u64(c->config.full, c->config.frames)), piece = FAST_PIECE;
+
+    while (2 * piece <= share)
+        piece *= 2;
+    return (uint32_t)tz_min_u64(piece, c->config.chunk_size);
+}
+
+/* Level from which requests are the largest, and more than one is in flight beyond it. */
 static int whole(const tz_controller *c)
 {
-    return PACED + octaves(tz_max_u64(c->config.chunk_size / LEAST_PIECE, 1));
+    return PACED + octaves(tz_max_u64(largest(c) / LEAST_PIECE, 1));
 }
 
 static uint64_t rate_of(int level)
@@ -140,7 +154,7 @@ static void yield(tz_controller *c, const tz_sight *sight)
         c->level = clamp(c->level, 0, c->usable);
     c->resting = false;
     c->listening = listens(c, sight);
-    if (listened) {
+    if (listened || sight->rests) {
         c->moved = sight->moved;
         c->moved_ns = sight->now_ns;
     } else if (sight->reading.fresh) {
@@ -155,12 +169,11 @@ static void yield(tz_controller *c, const tz_sight *sight)
 
 static tz_press press_of(const tz_controller *c, int level)
 {
-    tz_press press = {.depth = 1, .calm = level == 0 ? TZ_CALM_FLOOR : TZ_CALM_NOT};
+    tz_press press = {.depth = 1, .yields = level < (int)c->top, .calm = level == 0 ? TZ_CALM_FLOOR : TZ_CALM_NOT};
 
-    if (level >= (int)c->top) {
-        press.depth = c->config.full;
-    } else if (level >= whole(c)) {
-        press.depth = UINT32_C(1) << (level - whole(c)) / OCTAVE;
+    if (level >= whole(c)) {
+        press.depth = press.yields ? UINT32_C(1) << (level - whole(c)) / OCTAVE : c->config.full;
+        press.piece = largest(c) < c->config.chunk_size ? largest(c) : 0;
     } else if (level >= PACED) {
         press.piece = LEAST_PIECE << (level - PACED) / OCTAVE;
     } else {
@@ -181,6 +194,6 @@ tz_press tz_controller_look(tz_controller *c, const tz_sight *sight)
     c->look_ns = sight->now_ns;
     c->asked = sight->pressure * c->top;
     if (c->listening)
-        return (tz_press){.depth = 1, .piece = LEAST_PIECE, .rate = QUIET_RATE, .calm = TZ_CALM_QUIET};
+        return (tz_press){.depth = 1, .piece = LEAST_PIECE, .rate = QUIET_RATE, .yields = true, .calm = TZ_CALM_QUIET};
     return press_of(c, (int)clamp(c->asked, c->level, c->top));
 }
