@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
 from timezero.jobs.pace import Pace
-from timezero.jobs.windows import Schedule
+from timezero.jobs.windows import Hours, Schedule
 from timezero.units import parse_latency_target
 
 if TYPE_CHECKING:
@@ -225,9 +225,9 @@ class Moving:
         self.pace.look(self.bytes_done(), resting=bool(self.waits_until))
 
     @property
-    def opens_in_s(self) -> int:
-        """Seconds until the hours begin in which data is copied; 0 in them."""
-        return self._schedule.opens_in_s()
+    def hours(self) -> Hours:
+        """When data is copied, from now on."""
+        return self._schedule.hours()
 
     @property
     def yields(self) -> bool:
