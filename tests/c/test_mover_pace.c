@@ -144,6 +144,31 @@ static void a_sidefile_that_fills_counts_against_giving_way(void)
     tz_pace_destroy(&r.mover.pace);
 }
 
+static void the_target_is_the_users(void)
+{
+    static const struct {
+        uint64_t ns;
+        uint32_t percent;
+        double factor;
+    } asked[] = {{2000000, 0, 1.25}, {0, 300, 3}, {0, 0, 1.25}};
+
+    for (uint32_t i = 0; i < LENGTH_OF(asked); i++) {
+        const tz_target *target;
+        rig r;
+
+        rig_make(&r, true);
+        tz_pace_destroy(&r.mover.pace);
+        r.mover.config.latency_ns = asked[i].ns;
+        r.mover.config.latency_percent = asked[i].percent;
+        tz_pace_create(&r.mover.pace, &r.mover.config, DEPTH);
+        CHECK_EQ(tz_pace_prepare(&r.mover), 0);
+        target = &r.mover.pace.meters[0].target;
+        CHECK_EQ(target->ns, asked[i].ns);
+        CHECK(target->factor > asked[i].factor - 0.001 && target->factor < asked[i].factor + 0.001);
+        tz_pace_destroy(&r.mover.pace);
+    }
+}
+
 static void full_speed_knows_no_pieces(void)
 {
     rig r;
@@ -530,6 +555,7 @@ int main(void)
     RUN(nobody_is_given_way_to_when_all_is_copied);
     RUN(an_application_that_rested_before_gets_no_grace);
     RUN(a_sidefile_that_fills_counts_against_giving_way);
+    RUN(the_target_is_the_users);
     RUN(full_speed_knows_no_pieces);
     RUN(pieces_are_paced);
     RUN(a_mover_that_rests_begins_nothing);
