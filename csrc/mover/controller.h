@@ -30,11 +30,11 @@
  * The largest request. An application that comes back waits for what is in flight, and two looks and that are to be done
  * within 100 ms: 60 ms are left for it. Chunks of 1 MiB, eight in flight, are 8 MiB and 40 ms of a disk of 200 MB/s; two of
  * 16 MiB would be 160. So larger chunks go in pieces even at full speed, of an equal part of 8 MiB, but never of less than
- * 1 MiB. That costs nothing: two requests of 1 MiB in flight have all that a disk gives, and deeper queues no more. In
- * proportion to the mover's own speed it would cost: what is slow for its latency (a target far away) would get less in
- * flight, be slower for that, and get less again. So a disk of less than 140 MB/s takes longer than 100 ms, and so does more
- * in flight that was asked for (depth, workers). More that was not, goes to where it pays (depth.c): where requests wait for
- * something else than bytes.
+ * 1 MiB: what chunks of 1 MiB get. Where the mover has moved more than that in 50 ms, as much as it did: on a fast disk
+ * larger requests save a processor that is busy, too (measured: chunks of 16 MiB take a third longer in pieces of 1 MiB).
+ * Never less, for what is slow for its latency (a target far away) would be slower for that, and get less again. So a disk
+ * of less than 140 MB/s takes longer than 100 ms, and so does more in flight that was asked for (depth, workers). More that
+ * was not, goes to where it pays (depth.c): where requests wait for something else than bytes.
  *
  * Latency that others cause. The meter wants quiet now and then, to hear what is usual without the mover; then it all but
  * pauses, unless a sidefile fills. An absolute target is the user's word: where nobody can keep it, the floor is where
@@ -90,7 +90,9 @@ typedef struct tz_controller {
     double usable;     /* level for an application that comes back */
     uint64_t busy_ns;  /* when a request was last seen */
     uint64_t look_ns;
-    bool resting; /* idle for long enough */
+    uint64_t in_flight;           /* bytes, at full speed */
+    uint64_t full_ns, full_moved; /* since when that is measured; 0: it is not */
+    bool resting;                 /* idle for long enough */
     bool listening;
     uint64_t unquiet_ns;      /* not again before */
     uint64_t moved, moved_ns; /* at the last judgement */

@@ -236,7 +236,8 @@ static inline void sim_look(sim *s)
     CHECK(s->press.yields != (s->press.depth == SIM_FULL));
     piece = s->press.piece ? s->press.piece : s->chunk;
     places = tz_min_u64(s->press.depth, s->frames);
-    CHECK(piece * places <= 8 * TZ_MIB);
+    /* What is in flight takes the disk 60 ms, unless it is 8 MiB. */
+    CHECK(piece * places <= tz_max_u64(8 * TZ_MIB, (uint64_t)(60e6 * s->servers / s->ns_a_byte)));
     CHECK(s->press.rate == 0 || s->press.rate >= 8 * TZ_MIB || s->press.calm == TZ_CALM_QUIET);
     for (uint32_t i = 0; i < places && !s->rests; i++)
         if (s->move_next[i] == SIM_NEVER || s->move_next[i] == 0) {
