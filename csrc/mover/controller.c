@@ -11,6 +11,13 @@
 #define FLOOR_RATE  (8 * TZ_MIB)
 #define PACED       (6 * OCTAVE)
 
+/* At full speed: so many bytes in flight, or what is moved in IN_FLIGHT_NS, as measured over MEASURE_NS; in requests of no
+ * less than FAST_PIECE (controller.h argues them). */
+#define IN_FLIGHT    (8 * TZ_MIB)
+#define IN_FLIGHT_NS (50 * MS)
+#define MEASURE_NS   (500 * MS)
+#define FAST_PIECE   TZ_MIB
+
 /* While listening: a piece in each tenth of a second, which is as long as one may be kept waiting (pace.c). */
 #define QUIET_RATE (10 * LEAST_PIECE)
 
@@ -47,10 +54,26 @@ static int octaves(uint64_t value)
     return n * OCTAVE;
 }
 
-/* Level from which chunks are read whole. */
+/* Bytes of a request where so many are in flight. */
+static uint32_t piece_of(const tz_controller *c, uint64_t in_flight)
+{
+    uint64_t share = in_flight / tz_max_u64(1, tz_min_u64(c->config.full, c->config.frames)), piece = FAST_PIECE;
+
+    while (2 * piece <= share)
+        piece *= 2;
+    return (uint32_t)tz_min_u64(piece, c->config.chunk_size);
+}
+
+/* Bytes of the largest request while it yields. */
+static uint32_t largest(const tz_controller *c)
+{
+    return piece_of(c, IN_FLIGHT);
+}
+
+/* Level from which requests are the largest, and more than one is in flight beyond it. */
 static int whole(const tz_controller *c)
 {
-    return PACED + octaves(tz_max_u64(c->config.chunk_size / LEAST_PIECE, 1));
+    return PACED + octaves(tz_max_u64(largest(c) / LEAST_PIECE, 1));
 }
 
 static uint64_t rate_of(int level)
@@ -67,6 +90,7 @@ void tz_controller_init(tz_controller *c, const tz_controller_config *config, bo
     c->usable = clamp(FIRST_LEVEL, 0, c->top);
     c->resting = idle;
     c->level = idle ? c->top : c->usable;
+    c->in_flight = IN_FLIGHT;
     c->busy_ns = idle ? now_ns - tz_min_u64(now_ns, IDLE_NS) : now_ns;
 }
 
@@ -120,6 +144,21 @@ static void rest(tz_controller *c, const tz_sight *sight)
     c->level = clamp(c->level + OCTAVE * (int)tz_min_u64(looks, 64), 0, c->top);
 }
 
+/* What full speed is. Of what was begun: half a second has room for the difference. */
+static void measure(tz_controller *c, const tz_sight *sight)
+{
+    uint64_t ns = sight->now_ns - c->full_ns;
+    bool full = c->resting && c->level >= c->top;
+
+    if (full && c->full_ns && ns < MEASURE_NS)
+        return;
+    c->in_flight = IN_FLIGHT;
+    if (full && c->full_ns)
+        c->in_flight = tz_max_u64(IN_FLIGHT, (sight->moved - c->full_moved) / (ns / IN_FLIGHT_NS));
+    c->full_ns = full ? sight->now_ns : 0;
+    c->full_moved = sight->moved;
+}
+
 static bool listens(tz_controller *c, const tz_sight *sight)
 {
     if (!sight->reading.wants_quiet)
@@ -140,7 +179,7 @@ static void yield(tz_controller *c, const tz_sight *sight)
         c->level = clamp(c->level, 0, c->usable);
     c->resting = false;
     c->listening = listens(c, sight);
-    if (listened) {
+    if (listened || sight->rests) {
         c->moved = sight->moved;
         c->moved_ns = sight->now_ns;
     } else if (sight->reading.fresh) {
@@ -155,12 +194,12 @@ static void yield(tz_controller *c, const tz_sight *sight)
 
 static tz_press press_of(const tz_controller *c, int level)
 {
-    tz_press press = {.depth = 1, .calm = level == 0 ? TZ_CALM_FLOOR : TZ_CALM_NOT};
+    tz_press press = {.depth = 1, .yields = level < (int)c->top, .calm = level == 0 ? TZ_CALM_FLOOR : TZ_CALM_NOT};
 
-    if (level >= (int)c->top) {
-        press.depth = c->config.full;
-    } else if (level >= whole(c)) {
-        press.depth = UINT32_C(1) << (level - whole(c)) / OCTAVE;
+    if (level >= whole(c)) {
+        press.depth = press.yields ? UINT32_C(1) << (level - whole(c)) / OCTAVE : c->config.full;
+        press.piece = press.yields ? largest(c) : piece_of(c, c->in_flight);
+        press.piece = press.piece < c->config.chunk_size ? press.piece : 0;
     } else if (level >= PACED) {
         press.piece = LEAST_PIECE << (level - PACED) / OCTAVE;
     } else {
@@ -178,9 +217,10 @@ tz_press tz_controller_look(tz_controller *c, const tz_sight *sight)
         rest(c, sight);
     else
         yield(c, sight);
+    measure(c, sight);
     c->look_ns = sight->now_ns;
     c->asked = sight->pressure * c->top;
     if (c->listening)
-        return (tz_press){.depth = 1, .piece = LEAST_PIECE, .rate = QUIET_RATE, .calm = TZ_CALM_QUIET};
+        return (tz_press){.depth = 1, .piece = LEAST_PIECE, .rate = QUIET_RATE, .yields = true, .calm = TZ_CALM_QUIET};
     return press_of(c, (int)clamp(c->asked, c->level, c->top));
 }

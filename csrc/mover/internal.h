@@ -41,6 +41,7 @@ typedef struct tz_activity {
     const void *gate;            /* whose it is: several sources may be behind one */
     const tz_load *load, *usual; /* since T0, and what was usual before */
     uint32_t used, low, high;
+    bool past_low; /* with hysteresis (tz/marks.h) */
 } tz_activity;
 
 typedef struct tz_source_ops {
@@ -210,7 +211,8 @@ typedef struct tz_pace {
     uint64_t rate; /* bytes a second; 0: no limit */
     bool yields;
     tz_target target; /* of the application's latency */
-    uint32_t full;    /* chunks in flight over all workers, at full speed */
+    uint32_t full;    /* chunks in flight over all workers, at full speed, */
+    uint32_t frames;  /* unless there are fewer of these */
     uint32_t gates;   /* 0: nobody to yield to */
 
     pthread_mutex_t lock;
@@ -224,6 +226,7 @@ typedef struct tz_pace {
     _Atomic bool waiting;        /* outside of its hours */
     _Atomic uint64_t moved;      /* bytes read and written */
     _Atomic uint64_t requests;   /* reads and writes: for tests */
+    _Atomic bool slowed;         /* for the application's sake, now */
     _Atomic uint32_t depth;      /* chunks in flight over all workers, now */
     _Atomic uint32_t piece;      /* most bytes of one request, now; 0: no limit */
     _Atomic uint64_t piece_rate; /* bytes a second, of pieces, now; 0: no limit */
@@ -313,7 +316,7 @@ void tz_worker_join(tz_worker *worker);
 void tz_worker_destroy(tz_worker *worker); /* after all were joined: they wake each other */
 
 /* ---- pace.c ---- */
-void tz_pace_create(tz_pace *pace, const tz_mover_config *config);
+void tz_pace_create(tz_pace *pace, const tz_mover_config *config, uint32_t frames);
 int tz_pace_prepare(tz_mover *mover);                     /* after the last transfer was added: a meter a gate */
 uint64_t tz_pace_admit(tz_pace *pace, uint64_t bytes);    /* 0: admitted; else ns to wait before asking again */
 void tz_pace_refund(tz_pace *pace, uint64_t bytes);       /* what was admitted and not read */

@@ -109,6 +109,7 @@ int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *c
 {
     tz_mover *mover = calloc(1, sizeof(*mover));
     pthread_condattr_t monotonic;
+    tz_bufspace_stats stats;
     int rc;
 
     if (!mover)
@@ -122,7 +123,8 @@ int tz_mover_create(tz_mover **out, tz_bufspace *space, const tz_mover_config *c
         free(mover);
         return rc;
     }
-    tz_pace_create(&mover->pace, &mover->config);
+    tz_bufspace_stats_get(space, &stats);
+    tz_pace_create(&mover->pace, &mover->config, stats.frames);
     tz_depth_init(&mover->depth, mover->config.depth, mover->chunks_each, mover->config.workers);
     pthread_mutex_init(&mover->lock, NULL);
     pthread_condattr_init(&monotonic);
@@ -213,8 +215,8 @@ void tz_mover_speed_get(tz_mover *mover, tz_mover_speed *out)
     *out = (tz_mover_speed){.depth = atomic_load(&pace->depth),
                             .piece = atomic_load(&pace->piece),
                             .rate = atomic_load(&pace->piece_rate),
+                            .yields = atomic_load(&pace->slowed),
                             .rests = atomic_load(&pace->waiting)};
-    out->yields = out->depth < pace->full || out->piece != 0;
 }
 
 static uint64_t get(_Atomic uint64_t *counter)

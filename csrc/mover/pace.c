@@ -26,7 +26,7 @@
 /* Rates of the controller are kept for pieces, not for chunks: no more than this is paid for in advance. */
 #define TZ_PAUSE_MOST_NS (100 * UINT64_C(1000000))
 
-void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
+void tz_pace_create(tz_pace *pace, const tz_mover_config *config, uint32_t frames)
 {
     pthread_mutex_init(&pace->lock, NULL);
     pace->rate = config->rate;
@@ -36,12 +36,14 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config)
     pace->target.factor = (config->latency_percent ? config->latency_percent : TZ_LATENCY_PERCENT) / 100.0;
     pace->look_ns = 0;
     pace->full = config->workers * config->depth;
+    pace->frames = frames;
     pace->meters = NULL;
     pace->gates = 0;
     pace->calm = TZ_CALM_NOT;
     atomic_init(&pace->waiting, false);
     atomic_init(&pace->moved, 0);
     atomic_init(&pace->requests, 0);
+    atomic_init(&pace->slowed, false);
     atomic_init(&pace->depth, pace->full);
     atomic_init(&pace->piece, 0);
     atomic_init(&pace->piece_rate, 0);
@@ -85,7 +87,7 @@ static bool next_gate(const tz_mover *mover, uint32_t *at, tz_activity *activity
 int tz_pace_prepare(tz_mover *mover)
 {
     tz_pace *pace = &mover->pace;
-    tz_controller_config config = {.full = pace->full, .chunk_size = mover->config.chunk_size};
+    tz_controller_config config = {.full = pace->full, .frames = pace->frames, .chunk_size = mover->config.chunk_size};
     uint64_t now = tz_mover_now(), last = 0;
     uint32_t at = 0, gates = 0;
     tz_activity activity;
@@ -138,6 +140,7 @@ static void look(tz_mover *mover, uint64_t now)
 {
     tz_pace *pace = &mover->pace;
     tz_sight sight = {.now_ns = now, .moved = atomic_load_explicit(&pace->moved, memory_order_relaxed)};
+    bool rests = tz_pace_waits(pace);
     tz_activity activity;
     uint32_t at = 0;
     tz_press press;
@@ -150,10 +153,13 @@ static void look(tz_mover *mover, uint64_t now)
             continue;
         reading = tz_meter_look(&pace->meters[gate], activity.load, pace->calm, now);
         join(&sight.reading, &reading);
+        rests &= !activity.past_low;
         sight.pressure = pressure_of(&activity) > sight.pressure ? pressure_of(&activity) : sight.pressure;
     }
+    sight.rests = rests;
     press = tz_controller_look(&pace->controller, &sight);
     pace->calm = press.calm;
+    atomic_store(&pace->slowed, press.yields);
     atomic_store(&pace->depth, press.depth);
     atomic_store(&pace->piece, press.piece);
     atomic_store(&pace->piece_rate, press.rate);
@@ -220,7 +226,7 @@ static uint32_t depth_while_waiting(tz_mover *mover)
     bool copying;
 
     while (next_gate(mover, &at, &activity, &copying))
-        if (copying && activity.used > activity.low)
+        if (copying && activity.past_low)
             return atomic_load(&mover->pace.depth);
     return 0;
 }

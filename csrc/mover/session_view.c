@@ -23,7 +23,7 @@
 
 /* ---- in use ---- */
 
-void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
+void tz_session_view_activity(tz_session_view *view, tz_activity *out)
 {
     const tz_session_header *header = view->header;
 
@@ -33,6 +33,7 @@ void tz_session_view_activity(const tz_session_view *view, tz_activity *out)
     out->used = atomic_load_explicit(&header->used_slots, memory_order_relaxed);
     out->low = view->plan.low_mark;
     out->high = view->plan.high_mark;
+    out->past_low = tz_session_view_drains(view);
 }
 
 /* A gate that was stopped, or died, while it took a slot out leaves the look-up undecided: then the worker sleeps

@@ -56,7 +56,7 @@ tz_session_view *tz_session_view_hold(tz_session_view *view);
 int tz_session_view_count_begin(tz_session_view *view);
 void tz_session_view_count_end(tz_session_view *view);
 
-void tz_session_view_activity(const tz_session_view *view, tz_activity *out);
+void tz_session_view_activity(tz_session_view *view, tz_activity *out);
 
 /* The live slot of a preserved track, or TZ_SLOT_NONE: none, and the session is broken, or the transfer is to stop. */
 uint32_t tz_session_view_find(const tz_session_view *view, const tz_chunk *chunk, uint64_t track);

@@ -265,6 +265,7 @@ void tz_session_report_get(const tz_session *session, tz_session_report *out)
         .slots = h->slots,
         .used_slots = atomic_load(&h->used_slots),
         .high_water = atomic_load(&h->high_water),
+        .low_mark = h->low_mark,
         .track_size = session->track_size,
         .reads_in_flight = atomic_load(&h->load.reads_in_flight),
         .updates_in_flight = atomic_load(&h->load.updates_in_flight),

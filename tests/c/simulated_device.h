@@ -47,7 +47,9 @@ typedef struct sim {
     uint32_t left[SIM_FULL]; /* bytes of the chunk under way */
     bool writes[SIM_FULL];
     uint64_t paced_ns, moved;
+    uint32_t chunk, frames; /* bytes of one, and chunks that there is memory for */
     double pressure;
+    bool rests; /* outside of its hours: begins nothing */
 
     uint64_t now, random;
     tz_load load, usual;
@@ -103,6 +105,8 @@ static inline sim *sim_make(uint32_t servers, uint64_t fixed_ns, double ns_a_byt
     s->now = SIM_S;
     s->into = &s->usual;
     s->neighbour_next = SIM_NEVER;
+    s->chunk = SIM_CHUNK;
+    s->frames = SIM_FULL;
     for (int i = 0; i < SIM_SLOTS; i++)
         s->next[i] = SIM_NEVER;
     return s;
@@ -142,7 +146,7 @@ static inline sim *sim_virtual_disk(uint64_t seed)
 /* T0: the mover begins. factor 0: target_ns is absolute. */
 static inline void sim_begin(sim *s, double factor, uint64_t target_ns, bool idle)
 {
-    tz_controller_config config = {.full = SIM_FULL, .chunk_size = SIM_CHUNK};
+    tz_controller_config config = {.full = SIM_FULL, .frames = s->frames, .chunk_size = s->chunk};
     tz_target target = {.ns = target_ns, .factor = factor};
 
     s->into = &s->load;
@@ -194,17 +198,17 @@ static inline void sim_application_step(sim *s, uint32_t slot)
 
 static inline void sim_move(sim *s, uint32_t place)
 {
-    uint32_t piece = s->press.piece ? s->press.piece : SIM_CHUNK;
+    uint32_t piece = s->press.piece ? s->press.piece : s->chunk;
 
     if (s->left[place] == 0) {
         s->writes[place] = !s->writes[place];
         /* A chunk begins with its read, and only where there is room for one. */
-        if (!s->writes[place] && place >= s->press.depth) {
+        if (!s->writes[place] && (place >= s->press.depth || s->rests)) {
             s->writes[place] = true;
             s->move_next[place] = SIM_NEVER;
             return;
         }
-        s->left[place] = SIM_CHUNK;
+        s->left[place] = s->chunk;
     }
     if (s->press.rate && s->paced_ns > s->now) {
         s->move_next[place] = s->paced_ns;
@@ -220,15 +224,22 @@ static inline void sim_move(sim *s, uint32_t place)
 
 static inline void sim_look(sim *s)
 {
-    tz_sight sight = {.now_ns = s->now, .moved = s->moved, .pressure = s->pressure};
+    tz_sight sight = {.now_ns = s->now, .moved = s->moved, .pressure = s->pressure, .rests = s->rests};
+    uint64_t piece, places;
 
     sight.reading = tz_meter_look(&s->meter, &s->load, s->press.calm, s->now);
     s->press = tz_controller_look(&s->controller, &sight);
     s->looked_ns = s->now;
     CHECK(s->press.depth >= 1 && s->press.depth <= SIM_FULL);
-    CHECK(s->press.piece == 0 || (s->press.piece >= 64 * TZ_KIB && s->press.piece < SIM_CHUNK && s->press.depth == 1));
+    CHECK(s->press.piece == 0 || (s->press.piece >= 64 * TZ_KIB && s->press.piece < s->chunk));
+    CHECK(s->press.piece == 0 || s->press.piece >= SIM_CHUNK || s->press.depth == 1);
+    CHECK(s->press.yields != (s->press.depth == SIM_FULL));
+    piece = s->press.piece ? s->press.piece : s->chunk;
+    places = tz_min_u64(s->press.depth, s->frames);
+    /* What is in flight takes the disk 60 ms, unless it is 8 MiB. */
+    CHECK(piece * places <= tz_max_u64(8 * TZ_MIB, (uint64_t)(60e6 * s->servers / s->ns_a_byte)));
     CHECK(s->press.rate == 0 || s->press.rate >= 8 * TZ_MIB || s->press.calm == TZ_CALM_QUIET);
-    for (uint32_t i = 0; i < s->press.depth; i++)
+    for (uint32_t i = 0; i < places && !s->rests; i++)
         if (s->move_next[i] == SIM_NEVER || s->move_next[i] == 0) {
             s->writes[i] = true;
             s->left[i] = 0;
@@ -299,7 +310,7 @@ static inline uint64_t sim_p99(sim *s, enum tz_load_measure measure, uint64_t ns
 
 static inline bool sim_is_full(const sim *s)
 {
-    return s->press.depth == SIM_FULL && s->press.piece == 0;
+    return s->press.depth == SIM_FULL && !s->press.yields;
 }
 
 /* Bytes that the mover got done in the next `ns`. */

@@ -72,6 +72,50 @@ static void an_application_that_comes_back_is_given_way_to_within_100_ms(void)
     }
 }
 
+/* Large chunks on a slow disk: nothing that would take longer than that is under way when the application comes. */
+static void chunks_of_16_mib_are_out_of_the_way_as_soon(void)
+{
+    for (uint64_t seed = 1; seed < 30; seed++) {
+        double ns_a_byte = seed % 3 ? 5.0 : 0.6; /* 200 MB a second, or 1.7 GB */
+        sim *s = sim_make(1, 14 * SIM_US, ns_a_byte, seed);
+        uint64_t load_began, small;
+
+        s->chunk = 16 * TZ_MIB;
+        s->frames = 2 + 2 * (seed % 4);
+        sim_application(s, 2, 2 * SIM_MS, 0);
+        sim_run(s, SIM_S);
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, 4 * SIM_S);
+        sim_application(s, 0, 0, 0);
+        sim_run(s, 2 * SIM_S + seed * 7 * SIM_MS);
+        CHECK(sim_is_full(s));
+        sim_application(s, 2, 2 * SIM_MS, 0);
+        for (load_began = s->now; sim_is_full(s); sim_run(s, SIM_MS))
+            CHECK(s->now - load_began <= 2 * TZ_LOOK_NS);
+        CHECK(s->press.depth == 1 && s->press.piece > 0 && s->press.piece <= 256 * TZ_KIB);
+        /* The disk is through with what was there; what is behind that is small: a piece of each chunk begun. */
+        small = s->frames * ((uint64_t)(s->press.piece * ns_a_byte) + 14 * SIM_US);
+        CHECK(s->free_ns[0] <= load_began + 100 * SIM_MS + small);
+        free(s);
+    }
+}
+
+/* And full speed is what the disk gives, in whatever pieces. */
+static void chunks_of_16_mib_are_copied_at_full_speed(void)
+{
+    for (uint32_t frames = 2; frames <= 8; frames *= 2) {
+        sim *s = sim_disk(frames);
+
+        s->chunk = 16 * TZ_MIB;
+        s->frames = frames;
+        sim_begin(s, FACTOR, 0, true);
+        sim_run(s, 2 * SIM_S);
+        CHECK(sim_is_full(s) && s->press.piece == (frames < 8 ? 0 : 8 * TZ_MIB)); /* 69 MB in 50 ms */
+        CHECK(0.72e-9 * (double)sim_moved(s, 10 * SIM_S) > 9.7);
+        free(s);
+    }
+}
+
 static void p99_stays_within_its_target_and_the_copy_advances(void)
 {
     for (uint64_t seed = 1; seed < 12; seed++) {
@@ -248,6 +292,35 @@ static void interception_is_not_held_against_copying(void)
                moved[1] / 20.0 / TZ_MIB, during / 1e3, price / 1e3, ratio(during, price));
         CHECK(ratio(moved[1], moved[0]) > 0.2);
         CHECK(ratio(during, price) <= FACTOR * 1.2);
+    }
+}
+
+/* Before its hours begin the application has the disk to itself, which is no leave to press it then. */
+static void hours_begin_where_it_was_judged_last(void)
+{
+    for (int judged = 0; judged < 2; judged++) {
+        sim *s = sim_disk(14);
+        double level;
+
+        moderate(s);
+        sim_run(s, 2 * SIM_S);
+        s->rests = !judged;
+        sim_begin(s, FACTOR, 0, false);
+        level = s->controller.level;
+        if (judged) {
+            sim_run(s, 10 * SIM_S);
+            level = s->controller.level;
+            s->rests = true;
+        }
+        for (int i = 0; i < 100; i++) {
+            sim_run(s, 100 * SIM_MS);
+            CHECK(s->controller.level == level);
+        }
+        s->rests = false;
+        sim_run(s, 2 * TZ_LOOK_NS);
+        CHECK(s->press.depth == 1 && s->press.piece > 0 && s->press.piece <= 256 * TZ_KIB);
+        CHECK(sim_moved(s, 20 * SIM_S) > 100 * TZ_MIB);
+        free(s);
     }
 }
 
@@ -494,6 +567,8 @@ int main(void)
     RUN(idle_is_full_speed_within_a_second);
     RUN(nobody_there_is_full_speed_at_once);
     RUN(an_application_that_comes_back_is_given_way_to_within_100_ms);
+    RUN(chunks_of_16_mib_are_out_of_the_way_as_soon);
+    RUN(chunks_of_16_mib_are_copied_at_full_speed);
     RUN(p99_stays_within_its_target_and_the_copy_advances);
     RUN(without_a_limit_it_would_not);
     RUN(an_absolute_target_is_kept);
@@ -502,6 +577,7 @@ int main(void)
     RUN(stops_of_the_disk_are_nobodys_fault);
     RUN(latency_of_others_is_not_ours);
     RUN(interception_is_not_held_against_copying);
+    RUN(hours_begin_where_it_was_judged_last);
     RUN(a_volume_without_a_past_is_listened_to);
     RUN(few_requests_are_met_with_a_usual_level);
     RUN(few_updates_after_a_busy_past_are_no_strain);

@@ -38,7 +38,7 @@ static void rig_make(rig *r, bool opportunistic)
     r->mover.count = 2;
     r->mover.config =
         (tz_mover_config){.workers = 1, .depth = DEPTH, .chunk_size = BIG_CHUNK, .opportunistic = opportunistic};
-    tz_pace_create(&r->mover.pace, &r->mover.config);
+    tz_pace_create(&r->mover.pace, &r->mover.config, DEPTH);
     CHECK_EQ(tz_pace_prepare(&r->mover), 0);
 }
 
@@ -118,7 +118,7 @@ static void an_application_that_rested_before_gets_no_grace(void)
     rig_make(&r, true);
     tz_pace_destroy(&r.mover.pace);
     atomic_store(&r.load.last_ns, tz_mover_now() - UINT64_C(2000000000));
-    tz_pace_create(&r.mover.pace, &r.mover.config);
+    tz_pace_create(&r.mover.pace, &r.mover.config, DEPTH);
     CHECK_EQ(tz_pace_prepare(&r.mover), 0);
     CHECK_EQ(tz_pace_depth(&r.mover, 0), DEPTH);
     tz_pace_destroy(&r.mover.pace);
@@ -142,6 +142,31 @@ static void a_sidefile_that_fills_counts_against_giving_way(void)
     r.now.low = UINT32_MAX;
     CHECK_EQ(pass(&r, 1, true), 1);
     tz_pace_destroy(&r.mover.pace);
+}
+
+static void the_target_is_the_users(void)
+{
+    static const struct {
+        uint64_t ns;
+        uint32_t percent;
+        double factor;
+    } asked[] = {{2000000, 0, 1.25}, {0, 300, 3}, {0, 0, 1.25}};
+
+    for (uint32_t i = 0; i < LENGTH_OF(asked); i++) {
+        const tz_target *target;
+        rig r;
+
+        rig_make(&r, true);
+        tz_pace_destroy(&r.mover.pace);
+        r.mover.config.latency_ns = asked[i].ns;
+        r.mover.config.latency_percent = asked[i].percent;
+        tz_pace_create(&r.mover.pace, &r.mover.config, DEPTH);
+        CHECK_EQ(tz_pace_prepare(&r.mover), 0);
+        target = &r.mover.pace.meters[0].target;
+        CHECK_EQ(target->ns, asked[i].ns);
+        CHECK(target->factor > asked[i].factor - 0.001 && target->factor < asked[i].factor + 0.001);
+        tz_pace_destroy(&r.mover.pace);
+    }
 }
 
 static void full_speed_knows_no_pieces(void)
@@ -182,12 +207,35 @@ static void a_mover_that_rests_begins_nothing(void)
         rig_make(&r, opportunistic);
         atomic_store(&r.mover.pace.waiting, true);
         CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
-        r.now.used = 101; /* past the low mark: what a sidefile needs copied */
+        r.now.past_low = true; /* what a sidefile needs copied */
         CHECK(tz_pace_depth(&r.mover, 0) > 0);
         atomic_store(&r.transfer.ended, true);
         CHECK_EQ(tz_pace_depth(&r.mover, 0), 0);
         tz_pace_destroy(&r.mover.pace);
     }
+}
+
+/* Meanwhile the application is alone on its disk: that is no leave to press it. */
+static void what_is_heard_while_it_rests_raises_nothing(void)
+{
+    uint32_t first;
+    rig r;
+
+    rig_make(&r, true);
+    CHECK_EQ(pass(&r, 1, true), 1);
+    first = piece(&r);
+    for (int rests = 1; rests >= 0; rests--) {
+        atomic_store(&r.mover.pace.waiting, rests);
+        pass(&r, 20, true);
+        CHECK_EQ(piece(&r) > first, !rests);
+    }
+    /* What is copied for a sidefile's sake counts. */
+    atomic_store(&r.mover.pace.waiting, true);
+    first = piece(&r);
+    r.now.past_low = true;
+    pass(&r, 20, true);
+    CHECK(piece(&r) > first);
+    tz_pace_destroy(&r.mover.pace);
 }
 
 /* ---- chunks in pieces ---- */
@@ -316,6 +364,31 @@ static void runs_of_the_file_tier_are_read_at_once(void)
     CHECK(requests_for_tier(true) > 500);
 }
 
+/* Past the low mark is past it until usage has fallen an eighth of the way between the marks. */
+static void the_low_mark_is_left_clearly(void)
+{
+    static const struct {
+        uint32_t used;
+        bool past;
+    } steps[] = {{0, false}, {200, false}, {201, true}, {150, true}, {101, true}, {100, false}, {150, false}};
+    tz_source *source;
+    tz_activity now;
+    world w;
+
+    world_make(&w, 1000, 0);
+    w.gate.h->low_mark = 200;
+    w.gate.h->high_mark = 1000;
+    source = fake_gate_source(&w.gate);
+    for (uint32_t i = 0; i < LENGTH_OF(steps); i++) {
+        atomic_store(&w.gate.h->used_slots, steps[i].used);
+        source->ops->activity(source, &now);
+        CHECK_EQ(now.past_low, steps[i].past);
+    }
+    atomic_store(&w.gate.h->used_slots, 0);
+    tz_source_destroy(source);
+    world_remove(&w);
+}
+
 /* What only a mover that goes on copies, and what a sidefile that fills makes it copy all the same. */
 static void a_sidefile_is_drained_outside_of_its_hours(void)
 {
@@ -381,6 +454,100 @@ static void what_waits_can_be_cancelled(void)
     }
 }
 
+/* ---- somebody comes back in mid-copy ---- */
+
+#define HUGE_CHUNK (16 * TZ_MIB)
+#define HUGE_SIZE  (4 * HUGE_CHUNK)
+#define FRAMES     2
+#define LARGEST    (4 * TZ_MIB) /* 8 MiB in flight, shared by the frames */
+
+/* Stores nowhere. At the first chunk the application comes back, and the mover's thread is kept until it is time to look. */
+typedef struct returning {
+    tz_sink sink;
+    tz_load *load;
+    tz_mover *mover;
+    uint64_t moved, requests; /* by then */
+    uint32_t gave_way;        /* chunks that ended after that, while the mover did */
+} returning;
+
+static int come_back(tz_sink *sink, tz_chunk *chunk)
+{
+    returning *r = tz_container_of(sink, returning, sink);
+    tz_mover_speed speed;
+
+    (void)chunk;
+    if (r->requests == 0) {
+        tz_mover_speed_get(r->mover, &speed);
+        CHECK(!speed.yields);
+        r->moved = atomic_load(&r->mover->pace.moved);
+        r->requests = atomic_load(&r->mover->pace.requests);
+        atomic_store(&r->load->reads_in_flight, 1);
+        usleep((useconds_t)(TZ_LOOK_NS / 1000 + 1000));
+        return TZ_STEP_DONE;
+    }
+    tz_mover_speed_get(r->mover, &speed);
+    r->gave_way += speed.yields && speed.depth == 1;
+    return TZ_STEP_DONE;
+}
+
+static void stay(tz_sink *sink)
+{
+    (void)sink;
+}
+
+static const tz_sink_ops returning_ops = {.store = come_back, .destroy = stay};
+
+static int make_huge(scratch *s)
+{
+    int fd = openat(s->fd, "huge", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    uint8_t *data = malloc(HUGE_CHUNK);
+
+    CHECK(fd >= 0 && data);
+    memset(data, 'x', HUGE_CHUNK);
+    for (uint32_t i = 0; i < HUGE_SIZE / HUGE_CHUNK; i++)
+        CHECK_EQ(pwrite(fd, data, HUGE_CHUNK, (off_t)i * HUGE_CHUNK), HUGE_CHUNK);
+    CHECK_EQ(fsync(fd), 0);
+    free(data);
+    return fd;
+}
+
+/* Told by the mover's requests: what it begins from then on is small, and before that nothing of it was too large. */
+static void who_comes_back_meets_nothing_large(void)
+{
+    const tz_mover_config config = {.workers = 1, .chunk_size = HUGE_CHUNK, .opportunistic = true};
+    returning r = {.sink = {.ops = &returning_ops}};
+    uint64_t moved, requests;
+    tz_transfer_report report;
+    tz_bufspace *space;
+    fake_gate gate;
+    scratch s;
+    int volume;
+
+    scratch_make(&s, "/var/tmp");
+    volume = make_huge(&s);
+    fake_gate_install(&gate, &s, volume, 16, 100, 0, 50);
+    r.load = &gate.h->load;
+    CHECK_EQ(tz_bufspace_create(&space, HUGE_CHUNK, FRAMES, 2, 0), 0);
+    CHECK_EQ(tz_mover_create(&r.mover, space, &config), 0);
+    CHECK_EQ(tz_mover_add(r.mover, fake_gate_source(&gate), &r.sink, NULL), 0);
+    CHECK_EQ(tz_mover_start(r.mover), 0);
+    CHECK_EQ(tz_mover_wait(r.mover, WAIT_NS), 1);
+    tz_mover_report_get(r.mover, 0, &report);
+    CHECK_EQ(report.error, 0);
+    moved = atomic_load(&r.mover->pace.moved);
+    requests = atomic_load(&r.mover->pace.requests);
+    CHECK_EQ(moved, HUGE_SIZE);
+    CHECK(r.moved <= r.requests * LARGEST);
+    /* Other chunks' requests may have been begun between the two moments, each of them once. */
+    CHECK(moved - r.moved <= FRAMES * LARGEST + (requests - r.requests) * 256 * TZ_KIB);
+    CHECK(r.gave_way >= 2);
+    tz_mover_destroy(r.mover);
+    tz_bufspace_destroy(space);
+    fake_gate_remove(&gate);
+    close(volume);
+    scratch_remove(&s);
+}
+
 int main(void)
 {
     RUN(an_application_that_rests_gets_nothing_held_back);
@@ -388,13 +555,17 @@ int main(void)
     RUN(nobody_is_given_way_to_when_all_is_copied);
     RUN(an_application_that_rested_before_gets_no_grace);
     RUN(a_sidefile_that_fills_counts_against_giving_way);
+    RUN(the_target_is_the_users);
     RUN(full_speed_knows_no_pieces);
     RUN(pieces_are_paced);
     RUN(a_mover_that_rests_begins_nothing);
+    RUN(what_is_heard_while_it_rests_raises_nothing);
     RUN(an_image_in_pieces_is_t0);
     RUN(packs_in_pieces_are_t0);
     RUN(runs_of_the_file_tier_are_read_at_once);
+    RUN(the_low_mark_is_left_clearly);
     RUN(a_sidefile_is_drained_outside_of_its_hours);
     RUN(what_waits_can_be_cancelled);
+    RUN(who_comes_back_meets_nothing_large);
     return 0;
 }

@@ -17,6 +17,9 @@ from tests.watching import TIMEOUT, until, volume
 from timezero import session
 from timezero.control import ControlError
 from timezero.errors import PunctureError
+from timezero.jobs.options import SessionOptions
+from timezero.jobs.serving import Served
+from timezero.jobs.windows import Hours
 
 SIZE = 16 * MIB
 DEADLINE_US = 20_000_000
@@ -253,6 +256,25 @@ def test_a_backup_that_will_not_fit_is_warned_of_before_it_starts(
     assert outcome.code == 5
     assert "db (cap)" in last
     load.stop()
+
+
+def test_an_estimate_goes_by_the_low_mark_of_the_server(start: Callable, write: Callable) -> None:
+    """Until its hours begin, a copy of what is written over and over has as much in its sidefile as that says."""
+    server = start("[sidefile]\nlow_percent = 10\n")
+    load = write(server, "db", rate=2000)
+    until(lambda: volume(server)["recent_writes"]["ns"] > 3e9, "time stands still")
+    load.stop()
+    later = Hours(((3600.0, 3600.0),))
+    with Served(["db"], SessionOptions(control=server.control, memory_bytes=MIB)) as served:
+        [part] = served._group.report()
+        assert part["low_mark"] == part["slots"] * 10 // 100
+        [expected] = served.foresee(SIZE, hours=later).volumes
+        assert (expected.basis, expected.room) == ("observed", part["slots"])
+        assert expected.peak == pytest.approx(part["low_mark"], rel=0.3)
+        # An older server does not say.
+        served._low_marks.clear()
+        [expected] = served.foresee(SIZE, hours=later).volumes
+        assert expected.peak >= part["slots"] // 4
 
 
 def test_an_idle_volume_and_one_at_rest(start: Callable, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from timezero.jobs import preflight
 from timezero.jobs.preflight import ASSUMED_SPEED, Speed, Volume, Writes, expect, foresee, speed_of
+from timezero.jobs.windows import ALWAYS, DAY_S, Hours
 from timezero.units import MIB
 
 BLOCK = 4096
@@ -53,30 +54,38 @@ def observe(load, rate, seconds, newer):
     return Writes(seconds, updates, updates * BLOCK, len(everything), newer, len(recent))
 
 
-def copied(load, rate, seconds, waits=0):
+def copied(load, rate, seconds, hours=ALWAYS, low=TRACKS):
     """(before-images, most at once) of a copy in order of that many seconds, one track after the other.
 
-    waits: seconds from T0 until it begins.
+    low: where it rests, what is written past so many before-images is copied.
     """
     rng = random.Random(8)
-    preserved, credit = {load(rng) for _ in range(rate * waits)}, 0.0
-    images = most = len(preserved)
+    preserved, drained, credit, images, most, then = set(), set(), 0.0, 0, 0, 0.0
     for track in range(TRACKS):
-        credit += rate * seconds / TRACKS
+        now = hours.passed(track * seconds / TRACKS)
+        rests = now - then > 2 * seconds / TRACKS
+        credit += rate * (now - then)
+        then = now
         while credit >= 1:
             credit -= 1
             written = load(rng)
-            if written >= track and written not in preserved:
+            if written >= track and written not in preserved and written not in drained:
                 preserved.add(written)
                 images += 1
+            if rests and len(preserved) > low:
+                drained.add(preserved.pop())
         most = max(most, len(preserved))
         preserved.discard(track)
     return images, most
 
 
-def estimated(load, rate, seconds, observed=(60.0, 28.0), waits=0, room=ROOM):
+def later(waits):
+    return Hours(((waits, DAY_S - waits),))
+
+
+def estimated(load, rate, seconds, observed=(60.0, 28.0), hours=ALWAYS, room=ROOM, low=None):
     writes = observe(load, rate, *observed)
-    return expect(Volume("db", TRACKS * BLOCK, BLOCK, room, writes), seconds, waits)
+    return expect(Volume("db", TRACKS * BLOCK, BLOCK, room, writes, low), seconds, hours)
 
 
 @pytest.mark.parametrize("load", [uniform, working_set, hot_and_all, skewed])
@@ -102,24 +111,69 @@ def test_uniform_writes_are_told_within_a_tenth(seconds):
 @pytest.mark.parametrize("seconds", [20, 100])
 def test_what_is_written_while_its_hours_have_not_begun_counts(load, waits, seconds):
     """With room for all of it: nothing has to be given back early. What lies far beyond the observation may be less."""
-    found = estimated(load, 100, seconds, waits=waits, room=4 * TRACKS)
+    found = estimated(load, 100, seconds, hours=later(waits), room=4 * TRACKS)
     factor = 2 if load is not skewed and waits <= 100 else 3.5
-    for needed, told in zip(copied(load, 100, seconds, waits), (found.images, found.peak), strict=True):
+    for needed, told in zip(copied(load, 100, seconds, later(waits)), (found.images, found.peak), strict=True):
         assert 0.9 * needed - 10 <= told <= factor * needed
     assert found.verdict == "fits"
 
 
 def test_a_sidefile_that_fills_while_it_waits_is_made_room_in():
     """No more than the low mark holds of what came before; the rest of the formula is that of a copy at once."""
-    found = estimated(uniform, 100, 100, waits=3600)
+    found = estimated(uniform, 100, 100, hours=later(3600))
     assert found.images > ROOM
     assert found.peak < ROOM
     assert (found.verdict, found.full_after_s) == ("tight", None)
     # 100 a second, 625 of them there when the copy begins: 2500 when (625 + 100 t) (1 - t / 200) is that
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
-    waiting = expect(Volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0, 20.0)
+    waiting = expect(Volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0, later(20.0))
     assert waiting.verdict == "overflows"
     assert waiting.full_after_s == pytest.approx(20 + 21.8, abs=0.5)
+
+
+@pytest.mark.parametrize("load", [uniform, working_set, hot_and_all, skewed])
+@pytest.mark.parametrize("rest", [30, 100])
+@pytest.mark.parametrize("low", [TRACKS, 500])
+def test_what_is_written_while_it_rests_counts(load, rest, low):
+    """Its hours end half-way, and once more: the sidefile fills meanwhile, as far as it is not made room in."""
+    hours = Hours(((0.0, 50.0), (50.0 + rest, 25.0), (75.0 + 2 * rest, DAY_S - 75.0 - 2 * rest)))
+    found = estimated(load, 100, 100, hours=hours, room=4 * TRACKS, low=low)
+    images, peak = copied(load, 100, 100, hours, low)
+    assert found.images > estimated(load, 100, 100, room=4 * TRACKS).images
+    assert 0.9 * images - 10 <= found.images
+    assert 0.9 * peak - 10 <= found.peak <= 2.5 * peak
+
+
+def test_a_low_mark_is_the_servers():
+    """Where a copy begins late it holds what that says, of the slots there are, and a quarter where nothing is said."""
+    writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
+    for low, peak in ((100, 100), (400, 400), (None, 250), (10**6, 1000), (0, 0)):
+        found = expect(Volume("db", 10**9 * BLOCK, BLOCK, 1000, writes, low), 0.1, later(3600.0))
+        assert found.peak == pytest.approx(peak, abs=10)
+
+
+def test_hours_that_end_too_soon_are_told():
+    writes = Writes(60.0, 60, 60 * BLOCK, 60, 30.0, 30)
+    volumes = [Volume("db", 6000 * MIB, BLOCK, 10**6, writes)]
+    for stretches, late in (
+        (((0.0, DAY_S),), False),
+        (((0.0, 60.0),), False),
+        (((0.0, 59.0),), True),
+        (((7200.0, 61.0),), False),
+        (((7200.0, 59.0),), True),
+        (((0.0, 40.0), (DAY_S - 40.0, 40.0)), True),  # the window before this day's goes on in the morning
+        (((0.0, 10.0), (10.0, 50.0)), False),
+    ):
+        found = foresee(volumes, 6000 * MIB, Speed(100.0 * MIB, "observed"), Hours(stretches))
+        assert (found.late() is not None) == late, stretches
+        assert found.to_json()["late"] == found.late()
+    found = foresee(volumes, 6000 * MIB, Speed(100.0 * MIB, "observed"), Hours(((3600.0, 30.0), (7200.0, 20.0))))
+    text = found.late()
+    assert text is not None and "\n" not in text
+    assert "ends 25:00:10 after T0" in text and "--window" in text
+    assert found.to_json()["ends_s"] == DAY_S + 3610
+    # What its sidefile has to hold is of a day, not of a minute.
+    assert found.volumes[0].images > 10 * foresee(volumes, 6000 * MIB, found.speed).volumes[0].images
 
 
 def test_writes_to_one_part_are_off_by_no_more_than_is_said():
@@ -240,8 +294,8 @@ def test_the_words():
     assert document["verdict"] == "overflows"
     assert [volume["verdict"] for volume in document["volumes"]] == ["overflows", "fits"]
     assert document["speed"] == {"bytes_s": 100 * MIB, "source": "assumed"}
-    later = foresee(volumes, 9 << 30, Speed(100 * MIB, "assumed"), 7200.0)
-    assert "9.00 GiB in about 1:32, beginning in 2:00:00 (100 MiB/s assumed); " in later.line()
-    assert (document["waits_s"], later.to_json()["waits_s"]) == (0.0, 7200.0)
+    delayed = foresee(volumes, 9 << 30, Speed(100 * MIB, "assumed"), later(7200.0))
+    assert "9.00 GiB in about 1:32, beginning in 2:00:00 (100 MiB/s assumed); " in delayed.line()
+    assert (document["waits_s"], delayed.to_json()["waits_s"]) == (0.0, 7200.0)
     assert foresee(volumes[1:], 1 << 30, Speed(100 * MIB, "assumed")).warning() is None
     assert preflight.BLOCK == 4096

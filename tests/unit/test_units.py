@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from timezero.errors import UsageError
-from timezero.units import format_instant, format_seconds, format_size, parse_duration_us, parse_size
+from timezero.units import (
+    LatencyTarget,
+    format_instant,
+    format_seconds,
+    format_size,
+    parse_duration_us,
+    parse_latency_target,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,41 @@ def test_durations(text: str, microseconds: int) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UsageError):
         parse_duration_us(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("2ms", LatencyTarget(2_000_000, 0)),
+        ("500us", LatencyTarget(500_000, 0)),
+        ("1.5ms", LatencyTarget(1_500_000, 0)),
+        ("3", LatencyTarget(3_000_000_000, 0)),
+        ("1x", LatencyTarget(0, 100)),
+        ("1.25x", LatencyTarget(0, 125)),
+        (" 1.256X ", LatencyTarget(0, 126)),
+        ("1000x", LatencyTarget(0, 100_000)),
+    ],
+)
+def test_latency_targets(text: str, target: LatencyTarget) -> None:
+    assert parse_latency_target(text) == target
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "0.99x", "0x", "1000.1x", "1001x", "-2x", "1.25 x", "2 x 3", "fast", "٢x", "1,5x"]
+)
+def test_what_is_no_latency_target_is_told_in_a_line(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_latency_target(text)
+    assert str(error.value) == f"{text!r} is not a latency target: write 2ms, 500us, or 1.25x of what is usual"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("0ms", "'0ms' is no time at all"), ("999999999999m", "'999999999999m' is longer than any job")]
+)
+def test_a_latency_target_is_a_time(text: str, line: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_latency_target(text)
+    assert str(error.value) == line
 
 
 def test_formats() -> None:

@@ -59,7 +59,7 @@ typedef struct tz_session_report {
     enum tz_puncture_reason puncture;
     uint64_t updates, intercepted, images, zero_images, file_images, self_freed, delayed;
     uint64_t held_ns, held_max_ns;
-    uint32_t slots, used_slots, high_water;
+    uint32_t slots, used_slots, high_water, low_mark;
     uint64_t track_size;
 
     /* The application's load since install, and its latencies (arrival to completion), beside those of before. */

@@ -147,6 +147,7 @@ cdef extern from "tz/gate.h" nogil:
         uint32_t slots
         uint32_t used_slots
         uint32_t high_water
+        uint32_t low_mark
         uint64_t track_size
         uint32_t reads_in_flight
         uint32_t updates_in_flight

@@ -76,12 +76,12 @@ class Output:
             tell("\r\x1b[K")
 
     def foresee(self, estimate: Preflight) -> None:
-        """What the sidefiles will have to hold: a line, or one of JSON; and a warning when they cannot."""
+        """What the sidefiles will have to hold: a line, or one of JSON; and warnings if they cannot, or not in time."""
         if self.json:
             tell(_document({"estimate": estimate.to_json()}) + "\n")
             return
         self.line(f"timezero: {estimate.line()}")
-        if warning := estimate.warning():
+        for warning in filter(None, (estimate.late(), estimate.warning())):
             self.line(f"timezero: warning: {warning}")
 
     def progress(self) -> Callable[[Progress], None]:

@@ -252,8 +252,7 @@ class _Backup:
         if not self.served:
             return None
         sizes = self._files.sizes_by_volume() if self._files else {}
-        waits_s = machine.opens_in_s
-        return self.served.foresee(sum(self._sizes()), rate=self._mover.rate, waits_s=waits_s, sizes=sizes)
+        return self.served.foresee(sum(self._sizes()), rate=self._mover.rate, hours=machine.hours, sizes=sizes)
 
     def _add(self, machine: Moving, dataset: Designated, packs: PackWriter) -> Transfer:
         from timezero._native.mover import Sink, Source

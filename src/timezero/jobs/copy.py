@@ -164,7 +164,7 @@ class _Copy:
 
     def foresee(self, machine: moving.Moving, rate: int) -> Preflight | None:
         """What the sidefile of a served volume will have to hold."""
-        return self.served.foresee(self.size, rate=rate, waits_s=machine.opens_in_s) if self.served else None
+        return self.served.foresee(self.size, rate=rate, hours=machine.hours) if self.served else None
 
     def end(self, machine: moving.Moving) -> None:
         """After the last chunk: was it T0 to the end? Raises PunctureError, TimezeroError."""

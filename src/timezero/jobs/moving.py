@@ -15,7 +15,7 @@ from timezero._linux import machine
 from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
 from timezero.jobs.pace import Pace
-from timezero.jobs.windows import Schedule
+from timezero.jobs.windows import Hours, Schedule
 from timezero.repository.index import ENTRY_BYTES
 from timezero.units import format_size, parse_latency_target
 
@@ -246,9 +246,9 @@ class Moving:
         self.pace.look(self.bytes_done(), resting=bool(self.waits_until))
 
     @property
-    def opens_in_s(self) -> int:
-        """Seconds until the hours begin in which data is copied; 0 in them."""
-        return self._schedule.opens_in_s()
+    def hours(self) -> Hours:
+        """When data is copied, from now on."""
+        return self._schedule.hours()
 
     @property
     def yields(self) -> bool:

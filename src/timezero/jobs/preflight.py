@@ -31,8 +31,8 @@ low mark, which the estimate does not count on. An application that changes its 
 
 A copy that begins W seconds after T0, because its hours do, copies a track at x at W + xT: D(W + xT) takes the place
 of D(xT). While it waits nothing is given back until usage passes the low mark; then the mover makes room by copying
-what is written, outside its hours, too. So no more than the low mark counts for what was written by then. Hours that
-end before the copy does are not counted on.
+what is written, outside its hours, too. So no more than the low mark counts for what was written by then. The same
+holds of every rest on the way, where its hours end before the copy does, and it goes on when they begin again.
 
 Where nothing was observed, IBM's planning figure for Concurrent Copy serves: a tenth of the data.
 """
@@ -44,6 +44,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from timezero.jobs.windows import ALWAYS, Hours
 from timezero.units import MIB, format_seconds, format_size
 
 BLOCK = 4096  # bytes: the grain of what is observed (csrc/subsystem/volume_recent.h)
@@ -52,7 +53,8 @@ PLANNING_PART = 0.1
 #: Bytes a second where no copy was observed: what a disk of today gives beside an application that it also serves.
 ASSUMED_SPEED = 200 * MIB
 _STEPS = 512  # of the integral
-_LOW_MARK = 0.25  # of a sidefile, unless the server is set otherwise (sidefile.low_percent)
+_LOW_MARK = 0.25  # of a sidefile whose server does not say: the default of sidefile.low_percent
+_REST_S = 1.0  # what is less is rounding
 
 
 class Writes(NamedTuple):
@@ -125,13 +127,22 @@ class Speed(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """What is known of a volume under a session. size: bytes to be copied of it. slots: tracks its sidefile holds."""
+    """What is known of a volume under a session. size: bytes to be copied of it. slots: tracks its sidefile holds.
+
+    low_mark: tracks past which the mover drains it first; None when its server does not say.
+    """
 
     name: str
     size: int
     track_size: int
     slots: int
     writes: Writes | None
+    low_mark: int | None = None
+
+    @property
+    def rests_with(self) -> float:
+        """Tracks that the sidefile holds at most after a rest, in which no more than necessary was copied."""
+        return min(_LOW_MARK * self.slots if self.low_mark is None else float(self.low_mark), float(self.slots))
 
 
 class Expected(NamedTuple):
@@ -158,13 +169,17 @@ class Expected(NamedTuple):
 
 
 class Preflight(NamedTuple):
-    """The estimate for a whole job. size: bytes to copy; seconds: for how long; waits_s: seconds before it begins."""
+    """The estimate for a whole job. size: bytes to copy; seconds: for how long.
+
+    waits_s: seconds from T0 before it begins; ends_s: until it ends, with all the hours in which it rests.
+    """
 
     size: int
     seconds: float
     speed: Speed
     volumes: tuple[Expected, ...]
-    waits_s: float = 0.0
+    waits_s: float
+    ends_s: float
 
     @property
     def verdict(self) -> str:
@@ -176,8 +191,9 @@ class Preflight(NamedTuple):
         volumes = [{**volume._asdict(), "verdict": volume.verdict} for volume in self.volumes]
         speed = {"bytes_s": round(self.speed.bytes_s), "source": self.speed.source}
         return {
-            "size": self.size, "seconds": round(self.seconds, 3), "waits_s": round(self.waits_s, 3), "speed": speed,
-            "verdict": self.verdict, "volumes": volumes, "warning": self.warning(),
+            "size": self.size, "seconds": round(self.seconds, 3), "waits_s": round(self.waits_s, 3),
+            "ends_s": round(self.ends_s, 3), "speed": speed, "verdict": self.verdict, "volumes": volumes,
+            "warning": self.warning(), "late": self.late(),
         }  # fmt: skip
 
     def line(self) -> str:
@@ -194,8 +210,18 @@ class Preflight(NamedTuple):
             f"{format_size(needed)}, {format_size(peak)} at once; sidefile {format_size(room)}: {self.verdict}"
         )
 
+    def late(self) -> str | None:
+        """In one line when it ends and what to do, where its hours end first; None where they do not."""
+        if self.ends_s - self.waits_s - self.seconds < _REST_S:
+            return None
+        return (
+            "the hours of --window will probably end before the copying does: it goes on in the next ones, and ends "
+            f"{format_seconds(self.ends_s)} after T0, until when the sidefile has to last: give it longer hours, or "
+            "copy faster"
+        )
+
     def warning(self) -> str | None:
-        """In one line what is wrong and what to do; None when nothing is."""
+        """In one line what is wrong with sidefiles and what to do; None when nothing is."""
         worst = [volume for volume in self.volumes if volume.verdict == "overflows"]
         if not worst:
             return None
@@ -216,34 +242,36 @@ def speed_of(observed: Sequence[float], rate: int) -> Speed:
     return Speed(float(rate), "asked") if rate and rate < found.bytes_s else found
 
 
-def expect(volume: Volume, seconds: float, waits_s: float = 0.0) -> Expected:
-    """What a copy of that many seconds that begins after `waits_s` will need of the sidefile of one volume."""
+def expect(volume: Volume, seconds: float, hours: Hours = ALWAYS) -> Expected:
+    """What a copy of that many seconds, in such hours from T0 on, will need of the sidefile of one volume."""
     tracks = -(-volume.size // volume.track_size)
     if volume.writes is None:
         images = round(tracks * PLANNING_PART)
-        full = waits_s + seconds if images > volume.slots else None
+        full = hours.passed(seconds) if images > volume.slots else None
         return Expected(volume.name, volume.track_size, images, images, volume.slots, full, "planned")
     share, blocks = volume.writes.tracks_a_block(volume.track_size), volume.size / BLOCK
-    before = min(volume.writes.distinct(waits_s, blocks) * share, float(tracks))
-    given_back = max(before - _LOW_MARK * volume.slots, 0.0)
-    total, peak = 0.0, before - given_back
+    total = peak = given_back = awake = 0.0
     full = None
-    for step in range(_STEPS):
-        part = (step + 0.5) / _STEPS
-        distinct = min(volume.writes.distinct(waits_s + part * seconds, blocks) * share, float(tracks))
-        total += distinct / _STEPS
+    for step in range(_STEPS + 1):  # the first is the beginning
+        part = (step - 0.5) / _STEPS if step else 0.0
+        now = hours.passed(part * seconds)
+        distinct = min(volume.writes.distinct(now, blocks) * share, float(tracks))
+        if now - part * seconds - awake >= _REST_S:  # it has rested
+            awake = now - part * seconds
+            given_back = max(distinct - volume.rests_with / (1 - part), given_back)
+        total += distinct / _STEPS if step else 0.0
         held = (distinct - given_back) * (1 - part)
         peak = max(peak, held)
         if held > volume.slots and full is None:
-            full = waits_s + part * seconds
+            full = now
     return Expected(volume.name, volume.track_size, round(total), round(peak), volume.slots, full, "observed")
 
 
-def foresee(volumes: Sequence[Volume], total: int, speed: Speed, waits_s: float = 0.0) -> Preflight:
+def foresee(volumes: Sequence[Volume], total: int, speed: Speed, hours: Hours = ALWAYS) -> Preflight:
     """The estimate for all volumes of a job that copies `total` bytes, these among them, at the same time.
 
-    waits_s: seconds from T0 until it may begin.
+    hours: from T0 on, in which it may.
     """
     seconds = total / speed.bytes_s
-    expected = tuple(expect(volume, seconds, waits_s) for volume in volumes)
-    return Preflight(total, seconds, speed, expected, waits_s)
+    expected = tuple(expect(volume, seconds, hours) for volume in volumes)
+    return Preflight(total, seconds, speed, expected, hours.waits_s, hours.passed(seconds))

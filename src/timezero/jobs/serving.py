@@ -16,6 +16,7 @@ from timezero._linux.stack import Identity, identity_of
 from timezero.errors import TimezeroError, UsageError
 from timezero.jobs.moving import in_words
 from timezero.jobs.options import SessionOptions
+from timezero.jobs.windows import ALWAYS, Hours
 
 if TYPE_CHECKING:
     from timezero._native.bitmap import Bitmap
@@ -59,6 +60,7 @@ class Served:
         self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
         self._slots: dict[str, int] = {}
+        self._low_marks: dict[str, int] = {}  # of those whose subsystem says
         self._tracks = self._ask_track_sizes()
         #: The coarsest of all volumes.
         self.track_size = max(self._tracks.values())
@@ -75,6 +77,7 @@ class Served:
             if found.keys() != self._parts.keys():
                 raise KeyError("volume")
             self._slots = {str(part["volume"]): int(part.get("slots", 0)) for part in reports}
+            self._low_marks = {str(part["volume"]): int(part["low_mark"]) for part in reports if "low_mark" in part}
             return found
         except BaseException as error:
             self._group.close()
@@ -154,11 +157,11 @@ class Served:
         return found
 
     def foresee(
-        self, total: int, *, rate: int = 0, waits_s: float = 0.0, sizes: Mapping[str, int] | None = None
+        self, total: int, *, rate: int = 0, hours: Hours = ALWAYS, sizes: Mapping[str, int] | None = None
     ) -> Preflight:
         """What the sidefiles will have to hold while `total` bytes are copied, as far as one can tell.
 
-        rate: bytes a second that the user allows, 0 for no limit. waits_s: seconds from T0 until copying begins.
+        rate: bytes a second that the user allows, 0 for no limit. hours: in which data is copied, from T0 on.
         sizes: {volume: bytes to be copied of it} of those that are not copied whole.
         """
         from timezero.jobs import preflight
@@ -170,12 +173,13 @@ class Served:
                 self._tracks[name],
                 self._slots[name],
                 preflight.Writes.of_status(self._served.get(name, {}).get("recent_writes")),
+                self._low_marks.get(name),
             )
             for name, part in self._parts.items()
         ]
         speeds = [self._served.get(name, {}).get("copy_bytes_s") for name in self._parts]
         known = [float(speed) for speed in speeds if isinstance(speed, int | float)]
-        return preflight.foresee(volumes, total, preflight.speed_of(known, rate), waits_s)
+        return preflight.foresee(volumes, total, preflight.speed_of(known, rate), hours)
 
     def suspend(self, files: Files | None = None) -> None:
         """Secure T0, of files too. Raises DeadlineError, TimezeroError of a hook; applications run on either way."""

@@ -7,6 +7,7 @@ is not waited for, one that comes twice counts twice.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,37 @@ def _local_second() -> int:
     return now.tm_hour * 3600 + now.tm_min * 60 + min(now.tm_sec, 59)
 
 
+class Hours(NamedTuple):
+    """When data is copied, as seen from an instant on: stretches of the 24 hours that follow, and so every day.
+
+    stretches: (seconds until it begins, seconds that it lasts), at least one, in order; none overlaps another.
+    """
+
+    stretches: tuple[tuple[float, float], ...] = ((0.0, DAY_S),)
+
+    @property
+    def waits_s(self) -> float:
+        """Seconds until they begin; 0 in them."""
+        return self.stretches[0][0]
+
+    def passed(self, copied_s: float) -> float:
+        """Seconds that have passed once it has copied for so many."""
+        if copied_s <= 0:
+            return self.waits_s
+        a_day = sum(length for _, length in self.stretches)
+        days = math.ceil(copied_s / a_day) - 1
+        left = copied_s - days * a_day
+        for begin, length in self.stretches:
+            if left <= length:
+                return days * DAY_S + begin + left
+            left -= length
+        return days * DAY_S + begin + length  # rounding
+
+
+#: Without a window.
+ALWAYS = Hours()
+
+
 class Schedule:
     """Windows and a clock. Without windows it is always open. clock: the second of the local day."""
 
@@ -74,9 +106,22 @@ class Schedule:
         minute = min((window.begin for window in self._windows), key=lambda begin: (begin * 60 - second) % DAY_S)
         return f"{minute // 60:02}:{minute % 60:02}"
 
-    def opens_in_s(self) -> int:
-        """Seconds until it opens next; 0 when it is open."""
-        if self.is_open():
-            return 0
+    def hours(self) -> Hours:
+        """When it is open, from now on. One day stands for all: the hour of a change of time is not seen."""
+        if not self._windows:
+            return Hours()
         second = self._clock()
-        return min((window.begin * 60 - second) % DAY_S for window in self._windows)
+        found: list[tuple[int, int]] = []  # from, to
+        for window in self._windows:
+            begin = (window.begin * 60 - second) % DAY_S
+            end = begin + ((window.end - window.begin) * 60 % DAY_S or DAY_S)
+            found.append((begin, min(end, DAY_S)))
+            if end > DAY_S:  # it has begun already
+                found.append((0, end - DAY_S))
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted(found):
+            if merged and begin <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+            else:
+                merged.append((begin, end))
+        return Hours(tuple((float(begin), float(end - begin)) for begin, end in merged))

@@ -52,7 +52,7 @@ def reports(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
     for report in found:
         _texts(report, "volume", "state", "puncture")
         _number(report, "track_size", 1)
-        for key in ("used_slots", "intercepted"):
+        for key in ("slots", "used_slots", "low_mark", "intercepted"):
             _number(report, key)
     return found
 
