@@ -24,14 +24,14 @@ class Nbd:
         self._socket = connection
 
     @classmethod
-    def connect(cls, path: str, name: str) -> Self:
-        """To an export of a server on a Unix socket."""
-        connection = socket.socket(socket.AF_UNIX)
+    def connect(cls, where: str | tuple[str, int], name: str) -> Self:
+        """To an export of a server, on a Unix socket or at (host, port)."""
+        connection = socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
         try:
-            connection.connect(path)
+            connection.connect(where)
             self = cls(connection)
             if self._receive(8) != b"NBDMAGIC":
-                raise ConnectionError(f"{path}: not an NBD server")
+                raise ConnectionError(f"{where}: not an NBD server")
             self._receive(10)
             raw = name.encode()
             connection.sendall(struct.pack(">IQII", _FIXED_NO_ZEROES, _OPTION, _EXPORT_NAME, len(raw)) + raw)

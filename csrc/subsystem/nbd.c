@@ -130,8 +130,10 @@ static int start(void *arg)
     pthread_mutex_lock(&hub->lock);
     error = join(hub, connection);
     pthread_mutex_unlock(&hub->lock);
-    if (error == 0)
+    if (error == 0) {
+        tz_nbd_peer_watch(connection);
         tz_nbd_connection_schedule(connection);
+    }
     return error;
 }
 

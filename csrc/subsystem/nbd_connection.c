@@ -7,6 +7,10 @@
 
 #define REQUESTS_DEFAULT 128
 #define BYTES_DEFAULT    (64 * TZ_MIB)
+#define SILENT_DEFAULT   120000 /* ms */
+
+/* A guest's disk driver resets its device after 30 s without an answer. */
+#define PATIENCE_DEFAULT UINT64_C(20000000000) /* ns */
 
 /* Many small requests with their payloads fit into one receive. */
 #define RECEIVE_BUFFER ((size_t)128 * TZ_KIB)
@@ -56,6 +60,8 @@ int tz_nbd_connection_create(tz_nbd_connection **out, tz_reactor *reactor, tz_vo
     connection->context_id = config->context_id;
     connection->max_requests = config->max_requests ? config->max_requests : REQUESTS_DEFAULT;
     connection->max_bytes = config->max_bytes ? config->max_bytes : BYTES_DEFAULT;
+    connection->patience_ns = config->patience_ns ? config->patience_ns : PATIENCE_DEFAULT;
+    connection->silent_ms = config->silent_ms ? config->silent_ms : SILENT_DEFAULT;
     connection->step.run = step;
     connection->window = RECEIVE_BUFFER;
     connection->ready.last = &connection->ready.first;
@@ -171,7 +177,8 @@ static void violated(tz_nbd_connection *connection)
     tz_nbd_connection_stop(connection, false);
 }
 
-/* Takes up the request at the front of the buffer. False: it has to wait until others have been replied to. */
+/* Takes up the request at the front of the buffer. False: it has to wait, until others have been replied to or there is
+ * memory. */
 static bool take_up(tz_nbd_connection *connection)
 {
     tz_nbd_wire wire;
@@ -185,15 +192,14 @@ static bool take_up(tz_nbd_connection *connection)
     verdict = tz_nbd_judge(&wire, &connection->terms);
     if (!tz_nbd_request_fits(connection, &wire, verdict))
         return false;
+    if (wire.command == NBD_CMD_DISC)
+        tz_nbd_connection_stop(connection, false);
+    else if (!tz_nbd_request_begin(connection, &wire, verdict))
+        return false;
     connection->begin += NBD_REQUEST_BYTES;
     atomic_fetch_add_explicit(&connection->export->requests, 1, memory_order_relaxed);
-    if (wire.command == NBD_CMD_DISC) {
-        tz_nbd_connection_stop(connection, false);
-        return true;
-    }
     if (wire.command != NBD_CMD_WRITE || wire.length < DIRECT_MIN)
         connection->window = RECEIVE_BUFFER;
-    tz_nbd_request_begin(connection, &wire, verdict);
     return true;
 }
 
@@ -205,7 +211,7 @@ static void parse(tz_nbd_connection *connection)
         else if (connection->filling)
             fill(connection);
         else if (unparsed(connection) >= NBD_REQUEST_BYTES && !take_up(connection))
-            return; /* releasing a request schedules us again */
+            return; /* releasing a request schedules us again, and so does the clock when memory is short */
 
         if (connection->skip || connection->filling ? unparsed(connection) == 0
                                                     : unparsed(connection) < NBD_REQUEST_BYTES)
@@ -240,6 +246,6 @@ static void step(tz_deferred *deferred)
     }
     tz_nbd_reply_flush(connection);
     if (connection->stopping && !connection->receiving && !connection->sending && connection->in_use == 0 &&
-        !connection->step.queued)
+        !connection->starving && !connection->step.queued && tz_nbd_peer_forget(connection))
         finish(connection);
 }

@@ -13,6 +13,9 @@
  *      │            │
  *      └────────────┴──▶ broken: the peer is gone; replies are dropped
  *
+ * Two timers: one looks whether the peer is still there (nbd_peer.c), one whether memory that a request needs can be had
+ * (nbd_request.c).
+ *
  * Errors   create: -ENOMEM.
  * Memory   requests and receive buffer at creation; payloads from the reactor's pool, at most `max_bytes` of them
  *          (or one request's). Frees itself when it is stopping and nothing is in flight.
@@ -52,10 +55,16 @@ struct tz_nbd_connection {
     uint32_t context_id;
     uint32_t max_requests;
     uint64_t max_bytes;
+    uint64_t patience_ns;
+    uint32_t silent_ms;
     tz_nbd_connection *next, **previous; /* of its export, under the hub's lock */
 
     tz_deferred step;
     bool stopping, broken;
+
+    /* Is the peer still there? */
+    tz_io_op look;
+    bool looking; /* `look` is submitted */
 
     /* Receiving. */
     tz_io_op receive;
@@ -73,6 +82,12 @@ struct tz_nbd_connection {
     tz_nbd_request *requests, *free;
     uint32_t in_use;
     uint64_t bytes; /* of payloads in use */
+
+    /* Waiting for memory. */
+    tz_io_op starve;
+    bool starving;             /* `starve` is submitted */
+    uint64_t starved_since_ns; /* 0: the last payload was to be had */
+    uint64_t refused_ns;       /* when a request was last refused for want of it */
 
     /* Sending. */
     tz_io_op send;
@@ -100,10 +115,19 @@ void tz_nbd_connection_stop(tz_nbd_connection *connection, bool broken);
 /* Is there room for what this request needs now? */
 bool tz_nbd_request_fits(const tz_nbd_connection *connection, const tz_nbd_wire *wire, tz_nbd_verdict verdict);
 
-/* Takes a request up: carries it out, or refuses it; a write is carried out once its payload is there. After _fits. */
-void tz_nbd_request_begin(tz_nbd_connection *connection, const tz_nbd_wire *wire, tz_nbd_verdict verdict);
+/* Takes a request up: carries it out, or refuses it; a write is carried out once its payload is there. After _fits.
+ * False: there is no memory for it now; the connection's step runs again in a while. */
+bool tz_nbd_request_begin(tz_nbd_connection *connection, const tz_nbd_wire *wire, tz_nbd_verdict verdict);
 void tz_nbd_request_filled(tz_nbd_request *request);
 void tz_nbd_request_release(tz_nbd_request *request);
+
+/* ---- nbd_peer.c ---- */
+
+/* From now on a peer that has vanished breaks the connection. */
+void tz_nbd_peer_watch(tz_nbd_connection *connection);
+
+/* Last of all. False: not yet; the step runs again. */
+bool tz_nbd_peer_forget(tz_nbd_connection *connection);
 
 /* ---- nbd_reply.c ---- */
 

@@ -26,8 +26,13 @@ void *tz_nbd_payload_take(tz_nbd_payloads *payloads, uint64_t length)
     unsigned size_class = class_of(length);
     void **buffer = payloads->idle[size_class];
 
-    if (!buffer)
+    if (!buffer) {
+        buffer = aligned_alloc(PAYLOAD_ALIGN, TZ_NBD_PAYLOAD_MIN << size_class);
+        if (buffer || !payloads->idle_bytes)
+            return buffer;
+        tz_nbd_payloads_destroy(payloads);
         return aligned_alloc(PAYLOAD_ALIGN, TZ_NBD_PAYLOAD_MIN << size_class);
+    }
     payloads->idle[size_class] = *buffer;
     payloads->idle_bytes -= TZ_NBD_PAYLOAD_MIN << size_class;
     return buffer;

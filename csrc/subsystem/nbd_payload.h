@@ -3,7 +3,7 @@
  * Payload buffers of a reactor's connections: aligned to 4096, in sizes of powers of two from 4 KiB to 32 MiB.
  *
  * A buffer that is given back is kept for the next request of its size, so that the steady state allocates nothing;
- * what is kept idle is bounded.
+ * what is kept idle is bounded, and freed when there is no memory for another size.
  *
  * Errors   take: NULL when there is no memory.
  * Memory   destroy frees what is kept; buffers taken must have been given back.

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "clock.h"
 #include "nbd_connection.h"
 
 /* Extents a block status reply describes at most: what one page of tz_volume_extent holds. A client goes on from there.
  */
 #define STATUS_EXTENTS ((uint32_t)(TZ_NBD_PAYLOAD_MIN / sizeof(tz_volume_extent)))
+
+#define MEMORY_LOOK_NS UINT64_C(10000000)
 
 static void done(tz_request *volume, int64_t result);
 
@@ -30,16 +33,60 @@ bool tz_nbd_request_fits(const tz_nbd_connection *connection, const tz_nbd_wire 
     return !payload || !connection->bytes || connection->bytes + tz_nbd_payload_bytes(payload) <= connection->max_bytes;
 }
 
-static bool take_payload(tz_nbd_request *request, uint32_t length)
+/* ---- memory that is not to be had ----
+ *
+ * The client has done nothing wrong, and its device neither, so its request waits in the socket. For how long? What it
+ * needs may come back from anybody: its own connection, another of this reactor's or of another reactor's, a session, a
+ * program beside us. Most of these could not say so, and the ones that could may never do it (a client that does not read
+ * its replies keeps their payloads). So the clock looks again, whoever it was; and after `patience_ns` the request is
+ * refused after all, as are the ones close behind it while there still is none, since a client may wait for this answer before
+ * it does what would free some.
+ */
+
+static void looked_again(tz_io_op *op, int64_t result)
 {
-    if (!length)
-        return true;
-    request->payload = tz_nbd_payload_take(&request->connection->reactor->nbd->payloads, length);
-    if (!request->payload)
+    tz_nbd_connection *connection = op->user;
+
+    (void)result;
+    connection->starving = false;
+    tz_nbd_connection_schedule(connection);
+}
+
+static bool starve(tz_nbd_connection *connection)
+{
+    uint64_t now = tz_now_ns();
+
+    if (!connection->starved_since_ns ||
+        (connection->refused_ns && now - connection->refused_ns > connection->patience_ns)) {
+        connection->starved_since_ns = now;
+        connection->refused_ns = 0;
+    }
+    if (now - connection->starved_since_ns >= connection->patience_ns) {
+        connection->refused_ns = now;
         return false;
-    request->payload_length = length;
-    request->connection->bytes += tz_nbd_payload_bytes(length);
+    }
+    if (connection->starving) /* something else woke us */
+        return true;
+    connection->starving = true;
+    connection->starve = (tz_io_op){
+        .opcode = TZ_IO_TIMEOUT,
+        .length = MEMORY_LOOK_NS,
+        .done = looked_again,
+        .user = connection,
+    };
+    tz_io_submit(tz_reactor_io(connection->reactor), &connection->starve);
     return true;
+}
+
+static void *take_payload(tz_nbd_connection *connection, uint32_t length)
+{
+    void *payload = tz_nbd_payload_take(&connection->reactor->nbd->payloads, length);
+
+    if (payload) {
+        connection->starved_since_ns = 0;
+        connection->bytes += tz_nbd_payload_bytes(length);
+    }
+    return payload;
 }
 
 static void give_payload(tz_nbd_request *request)
@@ -53,14 +100,15 @@ static void give_payload(tz_nbd_request *request)
     request->payload = NULL;
 }
 
-static tz_nbd_request *take(tz_nbd_connection *connection, const tz_nbd_wire *wire)
+static tz_nbd_request *take(tz_nbd_connection *connection, const tz_nbd_wire *wire, void *payload, uint32_t length)
 {
     tz_nbd_request *request = connection->free;
 
     connection->free = request->next;
     connection->in_use++;
     request->wire = *wire;
-    request->payload = NULL;
+    request->payload = payload;
+    request->payload_length = length;
     return request;
 }
 
@@ -126,12 +174,18 @@ static void refuse(tz_nbd_request *request, tz_nbd_verdict verdict)
     tz_nbd_reply(request, verdict, 0);
 }
 
-void tz_nbd_request_begin(tz_nbd_connection *connection, const tz_nbd_wire *wire, tz_nbd_verdict verdict)
+bool tz_nbd_request_begin(tz_nbd_connection *connection, const tz_nbd_wire *wire, tz_nbd_verdict verdict)
 {
-    tz_nbd_request *request = take(connection, wire);
+    uint32_t length = verdict.error ? 0 : payload_needed(wire);
+    void *payload = length ? take_payload(connection, length) : NULL;
+    tz_nbd_request *request;
 
-    if (!verdict.error && !take_payload(request, payload_needed(wire)))
+    if (length && !payload) {
+        if (starve(connection))
+            return false;
         verdict = (tz_nbd_verdict){.error = NBD_ENOMEM, .message = "out of memory"};
+    }
+    request = take(connection, wire, payload, length);
     if (verdict.error) {
         refuse(request, verdict);
     } else if (wire->length == 0 && wire->command != NBD_CMD_FLUSH) {
@@ -142,6 +196,7 @@ void tz_nbd_request_begin(tz_nbd_connection *connection, const tz_nbd_wire *wire
     } else {
         submit(request);
     }
+    return true;
 }
 
 void tz_nbd_request_filled(tz_nbd_request *request)

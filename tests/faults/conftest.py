@@ -38,6 +38,11 @@ def descriptors(process: int) -> int:
     return len(os.listdir(f"/proc/{process}/fd"))
 
 
+def threads(process: int) -> int:
+    """Threads that a process has."""
+    return len(os.listdir(f"/proc/{process}/task"))
+
+
 def settled(process: int) -> int:
     """Descriptors of a server that has just become ready, and has a few more a moment later."""
     time.sleep(0.2)

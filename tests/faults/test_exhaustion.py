@@ -6,9 +6,11 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -115,6 +117,40 @@ def test_a_server_out_of_memory(serve: Callable, source: Path, tmp_path: Path) -
     assert "Traceback" not in served.stderr()
     outcome = timezero("backup", "--repo", tmp_path / "repo", "--control", served.control, "data")
     assert outcome.code == 0, outcome.err
+
+
+@limits_address_space
+def test_updates_of_a_server_out_of_memory(serve: Callable, source: Path) -> None:
+    """What there is no memory for waits until there is, and has no error that is not its device's."""
+    updates = 8
+    served = serve({"data": source})
+    pid = served.process.pid
+    with Nbd.connect(served.nbd_socket, "data") as small, Nbd.connect(served.nbd_socket, "data") as large:
+        for client in (small, large):
+            client._socket.settimeout(60)
+        small.write(0, b"a" * 4096)
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        [data] = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:")]
+        before = resource.prlimit(pid, resource.RLIMIT_DATA)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (data, before[1]))
+        written = [os.urandom(MIB) for _ in range(updates)]
+        sent = [
+            struct.pack(">IHHQQI", 0x25609513, 0, 1, number, number % 4 * MIB, MIB) + data
+            for number, data in enumerate(written)
+        ]
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(large._socket.sendall, b"".join(sent))
+            for _ in range(50):  # half a second and more: who is content with 4 KiB is served
+                small.write(0, b"b" * 4096)
+                time.sleep(0.01)
+            assert not sending.done(), "there was memory"
+            resource.prlimit(pid, resource.RLIMIT_DATA, before)
+            replies = [struct.unpack(">IIQ", large._receive(16)) for _ in range(updates)]
+            sending.result(60)
+        assert sorted(replies) == [(0x67446698, 0, number) for number in range(updates)]
+        for number in range(1, 4):
+            assert large.read(number * MIB, MIB) in (written[number], written[number + 4])
+    assert "Traceback" not in served.stderr()
 
 
 @limits_address_space

@@ -416,6 +416,31 @@ def test_a_negotiated_socket_is_handed_over_and_stays_open(listening):
         assert client.recv(100)[-16:] == b"from the reactor"
 
 
+def test_an_idle_tcp_client_that_vanishes_is_noticed_within_two_minutes():
+    adopted = []
+    called = threading.Event()
+
+    def adopt(descriptor, _):
+        adopted.append(socket.socket(fileno=descriptor))
+        called.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server([listener], Exports(DISK), adopt)
+        server.start()
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(struct.pack(">I", FIXED) + b"IHAVEOPT" + struct.pack(">II", Option.EXPORT_NAME, 0))
+            assert called.wait(20)
+        server.stop()
+    with adopted[0] as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count <= 120
+        assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)  # nbd_peer.c says why not
+
+
 def test_a_malformed_connection_ends_and_the_next_is_served(listening):
     server = listening()
     with server.connect() as bad:

@@ -5,7 +5,9 @@
  *
  * Every field from the socket is checked. A request that is malformed but leaves the stream in step is
  * answered with an error; one that does not (bad magic, oversized payload) ends the connection, never the server.
- * Memory is bounded: a connection reads no further request while its requests in flight hold its limit.
+ * Memory is bounded: a connection reads no further request while its requests in flight hold its limit. Nor does it
+ * while there is none for the next, within bounds of time: the answer is ENOMEM then, and to all that follow until there
+ * is some again.
  *
  * Errors   adopt: -EINVAL, -ENOMEM, -ESHUTDOWN (the volume's connections are being closed), and then the socket
  *          stays the caller's.
@@ -30,7 +32,9 @@ typedef struct tz_nbd_config {
     unsigned flags;
     uint32_t context_id;
     uint32_t max_requests; /* in flight a connection, at most 4096; 0 = 128 */
+    uint32_t silent_ms;    /* a TCP peer that answers nothing so long has gone; 0 = 120000 */
     uint64_t max_bytes;    /* payload in flight a connection, or one request's if that is more; 0 = 64 MiB */
+    uint64_t patience_ns;  /* a request waits so long for memory before it is refused; 0 = 20 s */
 } tz_nbd_config;
 
 typedef struct tz_nbd_stats {

@@ -28,7 +28,9 @@ cdef extern from "tz/nbd.h" nogil:
         unsigned flags
         uint32_t context_id
         uint32_t max_requests
+        uint32_t silent_ms
         uint64_t max_bytes
+        uint64_t patience_ns
 
     ctypedef struct tz_nbd_stats:
         uint64_t connections

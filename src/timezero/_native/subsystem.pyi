@@ -72,8 +72,9 @@ class Volume:
         base_allocation_id: int | None = None,
         max_requests: int = 0,
         max_bytes: int = 0,
+        silent_ms: int = 0,
     ) -> None:
-        """Serve a negotiated NBD connection. The descriptor is taken over on success."""
+        """Serve a negotiated NBD connection. The descriptor is taken over on success. Zero: what tz/nbd.h says."""
     def disconnect_all(self, timeout: float) -> bool:
         """End all NBD connections; False when some request did not complete within `timeout` seconds."""
     def stats(self) -> dict[str, int]:

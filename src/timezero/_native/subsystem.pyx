@@ -210,16 +210,17 @@ cdef class Volume(Handle):
         finally:
             self.leave()
 
-    def adopt(self, int fd, *, bint structured, base_allocation_id=None, unsigned max_requests=0, uint64_t max_bytes=0):
-        cdef tz_nbd_config config = tz_nbd_config(flags=0, context_id=0, max_requests=max_requests, max_bytes=max_bytes)
+    def adopt(self, int fd, *, bint structured, base_allocation_id=None, unsigned max_requests=0, uint64_t max_bytes=0,
+              unsigned silent_ms=0):
+        cdef tz_nbd_config config = tz_nbd_config(
+            flags=TZ_NBD_READ_ONLY if self._read_only else 0, context_id=0,
+            max_requests=max_requests, max_bytes=max_bytes, silent_ms=silent_ms, patience_ns=0)
         cdef int result
         if structured:
             config.flags |= TZ_NBD_STRUCTURED
         if base_allocation_id is not None:
             config.flags |= TZ_NBD_BASE_ALLOCATION
             config.context_id = base_allocation_id
-        if self._read_only:
-            config.flags |= TZ_NBD_READ_ONLY
         self.enter()
         try:
             with nogil:

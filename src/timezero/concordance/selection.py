@@ -32,6 +32,7 @@ import numpy as np
 from timezero._linux import files
 from timezero.concordance.mapping import problem_of, problems
 from timezero.concordance.mounts import Mount
+from timezero.descriptors import raise_limit
 from timezero.errors import TimezeroError, UsageError
 from timezero.repository.names import dataset_name_problem
 
@@ -365,15 +366,14 @@ def _open(path: str) -> int:
 
 def _room_for_files(held: int) -> int:
     """How many files may be held open, when `held` are: the limit is raised as far as it may be. Raises UsageError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if held >= soft - _OTHER_DESCRIPTORS and soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    if held >= soft - _OTHER_DESCRIPTORS:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if held >= most - _OTHER_DESCRIPTORS:
+        most = raise_limit()
+    if held >= most - _OTHER_DESCRIPTORS:
         raise UsageError(
             f"{held} files are too many to hold open at once; raise the limit (ulimit -Hn) or select fewer"
         )
-    return soft - _OTHER_DESCRIPTORS
+    return most - _OTHER_DESCRIPTORS
 
 
 def _expand(pattern: str) -> Iterator[str]:

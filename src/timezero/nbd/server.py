@@ -22,6 +22,7 @@ HANDSHAKES_MAX = 64  # at the same time; further clients wait in the sockets' ba
 FAIR_SHARE = 0.5  # seconds of a place that others wait for; a handshake takes a few round trips
 _LOOK = 0.05  # seconds
 #: A client whose machine is gone is noticed after IDLE + COUNT x INTERVAL seconds, and does not keep its place.
+#: Keepalive rests while replies are not acknowledged; csrc/subsystem/nbd_peer.c looks after such a client.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 _ACCEPT_PAUSE = 0.1  # seconds, when the process is out of descriptors
 
@@ -81,8 +82,10 @@ class Server:
                 if not self._stopping:
                     time.sleep(_ACCEPT_PAUSE)
                 continue
-            while not self._places.acquire(timeout=_LOOK):
+            free = self._places.acquire(blocking=False)
+            while not free:  # made first and waited for then: a crowd goes through as fast as its fair share allows
                 self._make_room()
+                free = self._places.acquire(timeout=_LOOK)
             if not self._crew.start(sock):  # no thread to be had: this client's bad luck, not the server's end
                 self._drop(sock)
 

@@ -23,6 +23,7 @@ from timezero.config import (
     load,
     size,
 )
+from timezero.descriptors import raise_limit
 from timezero.errors import TimezeroError, UsageError
 from timezero.streams import print_line, tell
 
@@ -131,6 +132,7 @@ def _overlay(config: _T, **values: Any) -> _T:
 
 def main(args: argparse.Namespace) -> int:
     config = configuration(args)
+    raise_limit()
     # Blocked before any thread begins: the signals are the main thread's, and start-up is not torn.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
