@@ -204,6 +204,8 @@ def test_ten_thousand_datasets_are_a_line_each(repository: Repository) -> None:
         ("data:/**/*.ibd", ["data:/a.ibd", "data:/a/b/c.ibd"], ["data:/a/b.txt"]),
         ("data:/**", ["data:/a", "data:/a/b"], ["logs:/a"]),
         ("**.ibd", ["data:/a/b.ibd"], ["data:/a"]),
+        ("**/***.ibd", ["data:/a/b.ibd", ".ibd"], ["data:/a"]),
+        ("a**/**/b", ["ab", "a/b", "a/c/b", "ac/d/b"], ["b", "ac"]),
         ("*:/a", ["data:/a", "logs:/a"], ["data:/b/a"]),
         ("d?", ["d1", "d\n"], ["d/", "d12"]),
         ("[a-c]x", ["ax", "cx"], ["dx", "/x"]),
@@ -218,6 +220,12 @@ def test_patterns(pattern: str, matching: list[str], others: list[str]) -> None:
     compiled = compile_pattern(pattern)
     assert [name for name in matching if not compiled.fullmatch(name)] == []
     assert [name for name in others if compiled.fullmatch(name)] == []
+
+
+def test_stars_that_add_nothing_cost_nothing() -> None:
+    """Each pair of them would double the time to see that a name does not match: forty are more than a life."""
+    assert compile_pattern("**/***/" * 20 + "b").pattern == compile_pattern("**/" * 3 + "***/" * 20 + "b").pattern
+    assert not compile_pattern("**/**/***/" * 3 + "b").fullmatch("a/" * 40 + "c")
 
 
 def test_no_pattern() -> None:
