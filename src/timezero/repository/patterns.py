@@ -26,7 +26,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
 
 
 def _expression(rest: str) -> str:
-    """The regular expression of a pattern, without what adds nothing: each would double the time that matching takes."""
+    """The regular expression of a pattern, without what adds nothing: each would double the time matching takes."""
     parts: list[str] = []
     while rest:
         part, rest = _next(rest)
