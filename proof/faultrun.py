@@ -232,7 +232,7 @@ class Run:
         one_line = err.startswith("timezero: ") and err.count("\n") == 1 and err.endswith("\n")
         # An interrupt that comes before there is anything to say needs no words. Still before that is the interpreter,
         # which has words of its own.
-        early = (code == 130 and not err) or (code == 1 and "KeyboardInterrupt" in err and "/timezero/" not in err)
+        early = (code == 130 and not err) or (code == 1 and "KeyboardInterrupt" in err and "timezero/__" not in err)
         if code > 0 and not one_line and not early:
             self.wrong(f"{name}: no line for the user: {code} {err!r}")
         if code == 0 and not new:

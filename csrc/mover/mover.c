@@ -299,6 +299,20 @@ uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_
     return now > since ? now - since : 1;
 }
 
+bool tz_mover_waits_for(tz_mover *mover, uint32_t number, enum tz_transfer_side side)
+{
+    for (uint32_t i = 0; i < mover->config.workers; i++)
+        for (uint32_t j = 0; j < mover->chunks_each; j++) {
+            tz_chunk *chunk = &mover->workers[i].chunks[j];
+
+            if (atomic_load_explicit(&chunk->since_ns, memory_order_acquire) &&
+                atomic_load_explicit(&chunk->waiting, memory_order_relaxed) == mover->transfers[number] &&
+                atomic_load_explicit(&chunk->waiting_side, memory_order_relaxed) == (uint32_t)side)
+                return true;
+        }
+    return false;
+}
+
 int tz_mover_sync(tz_mover *mover, uint32_t number)
 {
     tz_transfer *transfer = mover->transfers[number];

@@ -7,7 +7,7 @@
 
 #define REQUESTS_DEFAULT 128
 #define BYTES_DEFAULT    (64 * TZ_MIB)
-#define SILENT_DEFAULT   120000 /* ms */
+#define SILENT_DEFAULT   105000 /* ms; with the time between two looks two minutes, as long as keepalive takes */
 
 /* A guest's disk driver resets its device after 30 s without an answer. */
 #define PATIENCE_DEFAULT UINT64_C(20000000000) /* ns */

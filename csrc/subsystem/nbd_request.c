@@ -2,6 +2,8 @@
 #include "clock.h"
 #include "nbd_connection.h"
 
+#include <errno.h>
+
 /* Extents a block status reply describes at most: what one page of tz_volume_extent holds. A client goes on from there.
  */
 #define STATUS_EXTENTS ((uint32_t)(TZ_NBD_PAYLOAD_MIN / sizeof(tz_volume_extent)))
@@ -47,8 +49,9 @@ static void looked_again(tz_io_op *op, int64_t result)
 {
     tz_nbd_connection *connection = op->user;
 
-    (void)result;
     connection->starving = false;
+    if (result < 0 && result != -ECANCELED) /* not even for the clock: it is no use to go on */
+        connection->starved_since_ns = 1;
     tz_nbd_connection_schedule(connection);
 }
 

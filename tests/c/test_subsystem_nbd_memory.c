@@ -69,6 +69,7 @@ static void a_request_waits_until_there_is_memory(void)
     no_memory(true); /* for one of these there is the payload that the write has given back */
     for (uint64_t cookie = 3; cookie < 6; cookie++)
         ask(fd, 0, READ, cookie, 8192, LARGE, NULL);
+    wait_refused(1);
     no_memory(false);
     for (int i = 0; i < 3; i++) {
         uint64_t cookie;

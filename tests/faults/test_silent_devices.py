@@ -247,3 +247,23 @@ def test_a_device_that_stops_taking_writes(
         job.wait(60)
     assert job.returncode == 1, err
     told(err, f"{target}: its device has not answered for", "mixture of old and new data and is not blanked")
+
+
+def test_of_several_targets_only_the_silent_one_is_not_blanked(
+    shims: Callable[[str], Shim], images: dict[str, Path], tmp_path: Path
+) -> None:
+    repo, directory = tmp_path / "repo", tmp_path / "disks"
+    assert timezero("backup", "--repo", repo, images["good"], images["mute"]).code == 0
+    directory.mkdir()
+    for name in ("good", "mute"):
+        (directory / images[name].name).write_bytes(b"\xee" * SIZE)
+    silent, other = (directory / images[name].name for name in ("mute", "good"))
+    shim = shims("job")
+    shim.rule(0, WRITE, silent, delay_us=FOREVER_US, nth=1)
+    outcome = timezero("restore", "--repo", repo, "latest", directory, "--delta", "--force", "--device-deadline", "1s",
+                       env=shim.environment | THREADS)  # fmt: skip
+    assert outcome.code == 1
+    assert f"{silent}: its device has not answered for" in outcome.err
+    assert f"{silent} now holds a mixture of old and new data and is not blanked" in outcome.err
+    assert f"{other} now holds a mixture of old and new data and is blanked at both ends" in outcome.err
+    assert other.read_bytes()[:MIB] == bytes(MIB)

@@ -58,6 +58,8 @@ def the_other_ends(mover: Mover, mute: Device, side: str) -> None:
         assert mover.report(1)["error"] == 0
         until(lambda: mover.waiting()[0] > 0.5, "nobody waits for the mute device", 20)
         assert mover.waiting()[1:] == (0, side)
+        other = {"source": "sink", "sink": "source"}[side]
+        assert [mover.waits_for(*who) for who in ((0, side), (0, other), (1, side), (1, other))] == [True] + 3 * [False]
         assert not mover.report(0)["done"]
     finally:
         mute.answer()

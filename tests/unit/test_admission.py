@@ -289,7 +289,7 @@ def test_memory_available_is_the_least_of_machine_and_control_groups(tmp_path):
     assert machine.memory_available(proc, groups) == 8000 * 1024
     make(groups / "outer/inner", memory_max="max\n", memory_current="500000\n")
     assert machine.memory_available(proc, groups) == 8000 * 1024
-    stat = "anon 1\nactive_file 1000\ninactive_file 2000\n"
+    stat = "anon 1\nactive_file 1000\ninactive_file 1500\nslab_reclaimable 500\nslab_unreclaimable 7000\n"
     make(groups / "outer", memory_max="4000000\n", memory_current="1500000\n", memory_stat=stat)
     assert machine.memory_available(proc, groups) == 2_503_000
     make(groups / "outer/inner", memory_max="600000\n")
@@ -340,6 +340,20 @@ def test_what_may_be_swapped_out_counts_where_it_is_asked_for(tmp_path):
     make(groups / "memory/old", **{"memory_memsw.limit_in_bytes": "4000", "memory_memsw.usage_in_bytes": "2200"})
     assert machine.memory_available(proc, groups, swap=True) == 1800  # of both together
     assert machine.memory_available(proc, groups) == 1500
+
+
+def test_of_several_mounts_that_which_shows_the_group_counts(tmp_path):
+    """In a container the host's hierarchy may be mounted as well, and before its own."""
+    proc, groups = tmp_path / "proc", tmp_path / "usual"
+    table = "".join(
+        f"3{n} 23 0:28 {root} {tmp_path}/{point} rw - cgroup cgroup rw,memory\n"
+        for n, (root, point) in enumerate((("/../..", "host"), ("/", "own"), ("/", "later")))
+    )
+    make(proc / "self", cgroup="4:memory:/\n", mountinfo=table)
+    old_group(tmp_path / "host")
+    old_group(tmp_path / "own", "5000\n", "1000\n")
+    old_group(tmp_path / "later", "1\n")
+    assert machine.memory_available(proc, groups) == 4000
 
 
 def test_both_versions_at_once(tmp_path):

@@ -231,6 +231,9 @@ const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer);
  * operation (to make a pack; the size of an image). */
 uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, enum tz_transfer_side *side);
 
+/* Does an operation of this transfer wait for the device on this side? */
+bool tz_mover_waits_for(tz_mover *mover, uint32_t transfer, enum tz_transfer_side side);
+
 /* Makes the data of a finished transfer durable (fdatasync of images; packs have their own finish). */
 int tz_mover_sync(tz_mover *mover, uint32_t transfer);
 

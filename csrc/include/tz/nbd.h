@@ -32,7 +32,7 @@ typedef struct tz_nbd_config {
     unsigned flags;
     uint32_t context_id;
     uint32_t max_requests; /* in flight a connection, at most 4096; 0 = 128 */
-    uint32_t silent_ms;    /* a TCP peer that answers nothing so long has gone; 0 = 120000 */
+    uint32_t silent_ms;    /* a TCP peer that answers nothing so long has gone; 0 = 105000 */
     uint64_t max_bytes;    /* payload in flight a connection, or one request's if that is more; 0 = 64 MiB */
     uint64_t patience_ns;  /* a request waits so long for memory before it is refused; 0 = 20 s */
 } tz_nbd_config;

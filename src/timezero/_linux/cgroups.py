@@ -16,7 +16,7 @@ class _Files(NamedTuple):
 
     limit: str
     usage: str
-    cache: tuple[str, str]  # of memory.stat; with all the groups below, as limit and usage
+    cache: tuple[str, ...]  # what can be had back, of memory.stat; with all the groups below, as limit and usage
     swap: tuple[str, str]  # as limit and usage, of swap; of version 1: of memory and swap together
 
 
@@ -27,7 +27,10 @@ _V1 = _Files(
     ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
 )
 _V2 = _Files(
-    "memory.max", "memory.current", ("active_file", "inactive_file"), ("memory.swap.max", "memory.swap.current")
+    "memory.max",
+    "memory.current",
+    ("active_file", "inactive_file", "slab_reclaimable"),
+    ("memory.swap.max", "memory.swap.current"),
 )
 
 
@@ -60,9 +63,9 @@ def _groups(proc: Path, usual: Path) -> Iterator[tuple[_Files, Path]]:
     for line in _lines(proc / "self/cgroup"):
         controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers:
-            files, (root, point) = _V2, _mount(proc, "cgroup2") or ("/", usual)
+            files, (root, point) = _V2, _mount(proc, path, "cgroup2") or ("/", usual)
         elif "memory" in controllers.split(","):
-            files, (root, point) = _V1, _mount(proc, "cgroup", "memory") or ("/", usual / "memory")
+            files, (root, point) = _V1, _mount(proc, path, "cgroup", "memory") or ("/", usual / "memory")
         else:
             continue
         for group in _upwards(path, root, point):
@@ -74,24 +77,35 @@ def _upwards(path: str, root: str, point: Path) -> Iterator[Path]:
 
     A container may be told a path that is not in what it sees mounted: then its own group is the root of that.
     """
-    group = PurePosixPath(path)
-    if ".." not in group.parts and group.is_relative_to(root):
-        inside = group.relative_to(root)
+    if _is_inside(path, root):
+        inside = PurePosixPath(path).relative_to(root)
         for part in (inside, *inside.parents):
             yield point / part
     else:
         yield point
 
 
-def _mount(proc: Path, kind: str, controller: str = "") -> tuple[str, Path] | None:
-    """(what of a hierarchy is mounted, where), from the mount table, see proc_pid_mountinfo(5)."""
+def _is_inside(path: str, root: str) -> bool:
+    group = PurePosixPath(path)
+    return ".." not in group.parts and group.is_relative_to(root)
+
+
+def _mount(proc: Path, path: str, kind: str, controller: str = "") -> tuple[str, Path] | None:
+    """(what of a hierarchy is mounted, where), from the mount table, see proc_pid_mountinfo(5).
+
+    The first that shows the group at `path`, else the first: there may be others (the host's, in a container).
+    """
+    found = list(_mounts(proc, kind, controller))
+    return next((mount for mount in found if _is_inside(path, mount[0])), found[0] if found else None)
+
+
+def _mounts(proc: Path, kind: str, controller: str) -> Iterator[tuple[str, Path]]:
     for line in _lines(proc / "self/mountinfo"):
         left, _, right = line.partition(" - ")
         of_kind, _, options = [*right.split(" ", 2), "", "", ""][:3]
         if of_kind == kind and (not controller or controller in options.split(",")):
             root, point = left.split(" ")[3:5]
-            return unescape(root), Path(unescape(point))
-    return None
+            yield unescape(root), Path(unescape(point))
 
 
 def fields(path: Path) -> dict[str, int]:

@@ -73,6 +73,8 @@ class Mover:
         """How each chunk of a finished transfer ended, enum tz_outcome; empty without a delta or salvage."""
     def waiting(self) -> tuple[float, int, str]:
         """(seconds that the oldest operation on a device waits for it, transfer, "source" or "sink"); 0.0 for none."""
+    def waits_for(self, transfer: int, side: str) -> bool:
+        """Does an operation of this transfer wait for the device on this side, "source" or "sink"?"""
     def sync(self, transfer: int) -> None:
         """Make an image durable. OSError is final."""
     def close(self, timeout: float | None = None) -> bool:

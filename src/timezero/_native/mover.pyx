@@ -223,6 +223,10 @@ cdef class Mover:
         ns = tz_mover_waiting(self.ptr, &number, &side)
         return ns / 1e9, number, _SIDES[side]
 
+    def waits_for(self, transfer, side):
+        cdef tz_transfer_side wanted = TZ_SIDE_SINK if side == "sink" else TZ_SIDE_SOURCE
+        return bool(tz_mover_waits_for(self.ptr, self.number(transfer), wanted))
+
     def sync(self, transfer):
         cdef uint32_t number = self.number(transfer)
         cdef int result

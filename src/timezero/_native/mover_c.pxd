@@ -123,6 +123,7 @@ cdef extern from "tz/mover.h" nogil:
     uint64_t tz_mover_bytes_done(tz_mover *mover)
     const uint8_t *tz_mover_outcomes(const tz_mover *mover, uint32_t transfer)
     uint64_t tz_mover_waiting(tz_mover *mover, uint32_t *transfer, tz_transfer_side *side)
+    bint tz_mover_waits_for(tz_mover *mover, uint32_t transfer, tz_transfer_side side)
     int tz_mover_sync(tz_mover *mover, uint32_t transfer)
     void tz_mover_destroy(tz_mover *mover)
 

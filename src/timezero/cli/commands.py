@@ -260,9 +260,9 @@ def _verify(options: Any, output: Output) -> int:
     )
     places = len(result.damage) + result.damage_left_off
     _tell(output, [damage.problem for damage in result.damage], places, "places are damaged")
-    _tell(output, [f"{loss.point}: {loss}" for loss in result.losses], len(result.losses), "datasets are damaged")
     if result.damage_left_off:
         output.line(f"timezero: --json has no more than {len(result.damage)} of them either")
+    _tell(output, [f"{loss.point}: {loss}" for loss in result.losses], len(result.losses), "datasets are damaged")
     if result.losses:
         output.line("timezero: what is not lost can be had with `timezero restore --salvage`")
     if result.cached:
@@ -319,7 +319,7 @@ def _restore(options: Any, output: Output) -> int:
         left_off = sum(loss.lost_left_off for loss in error.result.losses)
         _tell(output, lost, len(lost) + left_off, "ranges are damaged")
         if left_off:
-            output.line(f"timezero: --json has no more than {len(lost)} of them either: --map has all, of one image")
+            output.line(f"timezero: --json has no more than {len(lost)} of them either; --map, for one image, has all")
         for problem in error.result.failed.values():
             output.line(f"timezero: {problem}")
         raise

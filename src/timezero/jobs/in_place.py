@@ -38,7 +38,6 @@ class InPlace(Target):
         self._delta = delta
         self._keep = keep
         self._started = False
-        self._silent = False
 
     def sink(self) -> Sink:
         from timezero._native.mover import Sink
@@ -53,13 +52,10 @@ class InPlace(Target):
     def spared(self) -> None:
         self._started = False
 
-    def silent(self) -> None:
-        self._silent = True
-
     def left(self, again: str) -> str | None:
         if not self._started:
             return None
-        blanked = "is not blanked, for it does not answer" if self._silent else "is blanked at both ends"
+        blanked = "is not blanked, for it does not answer" if self.is_silent else "is blanked at both ends"
         then = f"{again} goes on from here" if self._delta else "restore it again before it is used"
         return f"{self.name} now holds a mixture of old and new data and {blanked}: {then}"
 
@@ -77,7 +73,7 @@ class InPlace(Target):
         if fd < 0:
             return
         try:
-            if self._started and not self._silent:
+            if self._started and not self.is_silent:
                 self._blank(fd)
         finally:
             os.close(fd)
@@ -145,7 +141,7 @@ class _ImageInPlace(InPlace):
     def spared(self) -> None:
         # One that has all of the data is cut off where that ends; what was added to a silent one stays there.
         sizes = self._sizes
-        if sizes is None or (sizes[0] == sizes[1] if self._silent else os.fstat(self._fd).st_size in sizes):
+        if sizes is None or (sizes[0] == sizes[1] if self.is_silent else os.fstat(self._fd).st_size in sizes):
             super().spared()
 
     def publish(self, *, damaged: bool = False) -> None:
@@ -154,7 +150,7 @@ class _ImageInPlace(InPlace):
 
     def discard(self) -> None:
         sizes, self._sizes = self._sizes, None
-        if sizes is not None and not self._started and not self._silent and self._fd >= 0:
+        if sizes is not None and not self._started and not self.is_silent and self._fd >= 0:
             with suppress(OSError):
                 os.ftruncate(self._fd, sizes[0])
         super().discard()

@@ -102,7 +102,7 @@ def in_words(name: str) -> Iterator[None]:
 
 
 def _check_memory(options: MoverOptions, chunk_size: int, sizes: Sequence[int], indexed: bool) -> None:
-    """Refuse what would be killed for certain, by the kernel, without a word: it overcommits."""
+    """Refuse what there is not the memory for, in the kernel's own estimate: it would overcommit, and kill."""
     buffers = options.frames_taken(chunk_size, sizes) * chunk_size
     index = sum(-(-size // chunk_size) for size in sizes) * ENTRY_BYTES if indexed else 0
     there = machine.memory_available(swap=True)
@@ -211,12 +211,10 @@ class Moving:
         except BaseException:
             # Only after that is it known what a transfer will not have written.
             self._mover.cancel()
-            silent = not self._mover.wait(self._patience_s)
-            if silent:
+            if not self._mover.wait(self._patience_s):
                 self._overdue = _LOOKS
-                silent = self._mover.waiting()[2] == "sink"
             for transfer, target in zip(self.transfers, written, strict=True):
-                if silent:
+                if self._mover.waits_for(transfer.number, "sink"):
                     target.silent()
                 if not self._mover.report(transfer.number)["touched"]:
                     target.spared()

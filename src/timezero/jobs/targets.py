@@ -37,6 +37,7 @@ class Target(ABC):
 
     #: What it is called in errors and reports.
     name: str
+    is_silent = False
 
     @abstractmethod
     def sink(self) -> Sink:
@@ -48,8 +49,9 @@ class Target(ABC):
     def spared(self) -> None:  # noqa: B027
         """It is not: nothing of it was written."""
 
-    def silent(self) -> None:  # noqa: B027
+    def silent(self) -> None:
         """Its device does not answer: whoever asks it for anything more waits for it."""
+        self.is_silent = True
 
     def left(self, again: str) -> str | None:
         """What is left here, in words, of a job that does not come to its end; None: nothing that was not before.
@@ -182,10 +184,12 @@ def telling_left(*written: Target) -> Iterator[None]:
     except (TimezeroError, KeyboardInterrupt) as stop:
         # What is damaged stays so.
         again = "--salvage" if isinstance(stop, VerificationError) else "the same command"
-        left = [text for target in written if (text := target.left(again)) is not None]
+        left = [(text, target.is_silent) for target in written if (text := target.left(again)) is not None]
         if left:
-            more = [f"and {len(left) - 1} more likewise"] if len(left) > 1 else []
-            stop.args = ("; ".join([str(stop) or "interrupted", left[0], *more]),)
+            alike = [text for text, silent in left if not silent]
+            more = [f"and {len(alike) - 1} more likewise"] if len(alike) > 1 else []
+            silent = [text for text, silent in left if silent]
+            stop.args = ("; ".join([str(stop) or "interrupted", *silent, *alike[:1], *more]),)
         raise
 
 

@@ -154,10 +154,11 @@ def _check_volumes(new: Claim, others: Iterable[Claim], limits: Limits) -> None:
 def _check_memory(new: Claim, others: Sequence[Claim], upkeep: Upkeep, there_is: Machine) -> None:
     spare = _memory_for_sessions(others, upkeep, there_is) - sum(claim.memory for claim in others)
     if new.memory > spare:
+        then = "ask for less, or wait" if others else "ask for less (--sidefile-memory), or lower limits.connections"
         raise RequestError(
             "limit",
             f"the session needs {new.memory} bytes of memory, and this machine can spare {max(spare, 0)} beside what "
-            "the server and its clients may still need; ask for less, or wait",
+            f"the server and its clients may still need; {then}",
         )
 
 

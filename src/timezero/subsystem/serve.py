@@ -167,9 +167,12 @@ def _serve(config: ServeConfig) -> int:
 
 
 def _survive_oom() -> None:
-    """Every application loses its disk with this process: it is killed last when memory runs out, if we may say so."""
+    """Every application loses its disk with this process: it is killed last when memory runs out, if we may say so.
+
+    Unless somebody has said something else.
+    """
     with contextlib.suppress(OSError, ValueError):
-        if int(_OOM_SCORE.read_text()) > _OOM_LAST:
+        if int(_OOM_SCORE.read_text()) == 0:
             _OOM_SCORE.write_text(str(_OOM_LAST))
 
 
