@@ -29,7 +29,7 @@ def build() -> Path:
             source.unlink()
         done = subprocess.run(
             [sys.executable, "setup.py", "-q", "build", "--build-lib", PACKAGE],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"the package with crash points cannot be built: {done.stdout}{done.stderr}")
