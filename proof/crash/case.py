@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from proof.crash.steps import BOTH, MOVER, SUBSYSTEM, Step
@@ -55,6 +56,8 @@ def die(world: World, job: subprocess.Popen[str], step: Step, who: str) -> None:
     assert here
     if who == step.at:
         wait_for(lambda: here.poll() is not None or _over(job), f"{step.name} was not reached")
+        with suppress(subprocess.TimeoutExpired):  # the job sees the server's socket close before that is over
+            here.wait(10)
         expect(here.poll() == -signal.SIGKILL, f"{step.name} was not reached")
     else:
         wait_for(lambda: is_stopped(here) or _over(job), f"{step.name} was not reached")

@@ -284,18 +284,18 @@ def make(directory, **files):
 def test_memory_available_is_the_least_of_machine_and_control_groups(tmp_path):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     make(proc, meminfo="MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    assert machine.memory_available(proc, groups) == 8000 * 1024
+    assert machine.memory_available(str(proc), str(groups)) == 8000 * 1024
     make(proc / "self", cgroup="1:cpu:/x\n0::/outer/inner\n")
-    assert machine.memory_available(proc, groups) == 8000 * 1024
+    assert machine.memory_available(str(proc), str(groups)) == 8000 * 1024
     make(groups / "outer/inner", memory_max="max\n", memory_current="500000\n")
-    assert machine.memory_available(proc, groups) == 8000 * 1024
+    assert machine.memory_available(str(proc), str(groups)) == 8000 * 1024
     stat = "anon 1\nactive_file 1000\ninactive_file 1500\nslab_reclaimable 500\nslab_unreclaimable 7000\n"
     make(groups / "outer", memory_max="4000000\n", memory_current="1500000\n", memory_stat=stat)
-    assert machine.memory_available(proc, groups) == 2_503_000
+    assert machine.memory_available(str(proc), str(groups)) == 2_503_000
     make(groups / "outer/inner", memory_max="600000\n")
-    assert machine.memory_available(proc, groups) == 100_000
+    assert machine.memory_available(str(proc), str(groups)) == 100_000
     make(groups, memory_max="10\n", memory_current="500\n")
-    assert machine.memory_available(proc, groups) == 0
+    assert machine.memory_available(str(proc), str(groups)) == 0
 
 
 V1 = "12:pids:/x\n4:cpu,memory:/outer/inner\n1:name=systemd:/x\n"
@@ -312,34 +312,34 @@ def test_groups_of_version_1_and_those_above_them(tmp_path):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     make(proc, meminfo="MemAvailable:    8000 kB\n")
     make(proc / "self", cgroup=V1)
-    assert machine.memory_available(proc, groups) == 8000 * 1024
+    assert machine.memory_available(str(proc), str(groups)) == 8000 * 1024
     old_group(groups / "memory/outer/inner", usage="700\n")
     old_group(groups / "memory")
-    assert machine.memory_available(proc, groups) == 8000 * 1024
+    assert machine.memory_available(str(proc), str(groups)) == 8000 * 1024
     stat = "active_file 7\ninactive_file 7\ntotal_active_file 1000\ntotal_inactive_file 2000\n"
     old_group(groups / "memory/outer", "4000000\n", "1500000\n", stat)
-    assert machine.memory_available(proc, groups) == 2_503_000
+    assert machine.memory_available(str(proc), str(groups)) == 2_503_000
     old_group(groups / "memory/outer/inner", "600000\n", "500000\n")
-    assert machine.memory_available(proc, groups) == 100_000
+    assert machine.memory_available(str(proc), str(groups)) == 100_000
     old_group(groups / "memory", "10\n", "500\n")
-    assert machine.memory_available(proc, groups) == 0
+    assert machine.memory_available(str(proc), str(groups)) == 0
 
 
 def test_what_may_be_swapped_out_counts_where_it_is_asked_for(tmp_path):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     make(proc, meminfo="MemAvailable:    8000 kB\nSwapFree:    1000 kB\n")
-    assert machine.memory_available(proc, groups, swap=True) == 9000 * 1024
+    assert machine.memory_available(str(proc), str(groups), swap=True) == 9000 * 1024
     make(proc / "self", cgroup="4:memory:/old\n0::/new\n")
     make(groups / "new", memory_max="3000\n", memory_current="1000\n")
-    assert machine.memory_available(proc, groups, swap=True) == 2000 + 1000 * 1024
+    assert machine.memory_available(str(proc), str(groups), swap=True) == 2000 + 1000 * 1024
     for most, left in (("max", 2000 + 1000 * 1024), ("700", 2500), ("100", 2000)):
         make(groups / "new", **{"memory_swap.max": most, "memory_swap.current": "200"})
-        assert machine.memory_available(proc, groups, swap=True) == left
-        assert machine.memory_available(proc, groups) == 2000
+        assert machine.memory_available(str(proc), str(groups), swap=True) == left
+        assert machine.memory_available(str(proc), str(groups)) == 2000
     old_group(groups / "memory/old", "3000\n", "1500\n")
     make(groups / "memory/old", **{"memory_memsw.limit_in_bytes": "4000", "memory_memsw.usage_in_bytes": "2200"})
-    assert machine.memory_available(proc, groups, swap=True) == 1800  # of both together
-    assert machine.memory_available(proc, groups) == 1500
+    assert machine.memory_available(str(proc), str(groups), swap=True) == 1800  # of both together
+    assert machine.memory_available(str(proc), str(groups)) == 1500
 
 
 def test_of_several_mounts_that_which_shows_the_group_counts(tmp_path):
@@ -353,7 +353,7 @@ def test_of_several_mounts_that_which_shows_the_group_counts(tmp_path):
     old_group(tmp_path / "host")
     old_group(tmp_path / "own", "5000\n", "1000\n")
     old_group(tmp_path / "later", "1\n")
-    assert machine.memory_available(proc, groups) == 4000
+    assert machine.memory_available(str(proc), str(groups)) == 4000
 
 
 def test_both_versions_at_once(tmp_path):
@@ -361,9 +361,9 @@ def test_both_versions_at_once(tmp_path):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     make(proc / "self", cgroup=V1 + "0::/unit\n", mountinfo=f"41 31 0:38 / {groups}/unified rw - cgroup2 cgroup2 rw\n")
     old_group(groups / "memory/outer", "3000\n", "1000\n")
-    assert machine.memory_available(proc, groups) == 2000
+    assert machine.memory_available(str(proc), str(groups)) == 2000
     make(groups / "unified/unit", memory_max="1500\n", memory_current="500\n")
-    assert machine.memory_available(proc, groups) == 1000
+    assert machine.memory_available(str(proc), str(groups)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -384,12 +384,12 @@ def test_in_a_container_groups_are_where_they_are_mounted(tmp_path, path, root):
     make(proc / "self", cgroup=f"4:memory:{path}\n", mountinfo=table)
     old_group(groups / "memory", "1\n")
     old_group(tmp_path / "elsewhere", "1\n")
-    assert machine.memory_available(proc, groups) == 1 << 60
+    assert machine.memory_available(str(proc), str(groups)) == 1 << 60
     old_group(point, "5000\n", "1000\n")
-    assert machine.memory_available(proc, groups) == 4000
+    assert machine.memory_available(str(proc), str(groups)) == 4000
     if path.endswith("own"):
         old_group(point / "own", "900\n", "100\n")
-        assert machine.memory_available(proc, groups) == 800
+        assert machine.memory_available(str(proc), str(groups)) == 800
 
 
 def test_the_real_machine(tmp_path):

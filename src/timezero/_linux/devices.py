@@ -7,11 +7,12 @@ it.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from timezero._linux.escapes import unescape
 
 _SYSFS = Path("/sys")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -102,11 +103,6 @@ def _mounts() -> Iterator[_Mount]:
 def _swaps() -> Iterator[str]:
     for line in _SWAPS.read_text(errors="surrogateescape").splitlines()[1:]:
         yield unescape(line.split()[0])
-
-
-def unescape(field: str) -> str:
-    """The kernel writes space, tab, newline and backslash as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _stands_on(mount: _Mount, devices: set[int]) -> bool:

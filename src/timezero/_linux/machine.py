@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from pathlib import Path
 
 from timezero._linux import cgroups
 
 
-def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, swap: bool = False) -> int:
+def memory_available(proc: str = "/proc", groups: str = "/sys/fs/cgroup", *, swap: bool = False) -> int:
     """Bytes that can be taken without anything being swapped out or killed, in the kernel's own estimate.
 
     swap: without anything being killed; what may be swapped out counts, too.
@@ -17,7 +16,7 @@ def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cg
     The least of the machine's MemAvailable and what the limits of this process's control groups leave; their page cache
     counts as free. What cannot be read limits nothing. groups: where control groups usually are.
     """
-    found = cgroups.fields(proc / "meminfo")
+    found = cgroups.fields(f"{proc}/meminfo")
     room = found.get("SwapFree:", 0) * 1024 if swap else 0
     available = found.get("MemAvailable:", 1 << 50) * 1024 + room
     left = cgroups.memory_left(proc, groups, room)

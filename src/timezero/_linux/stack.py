@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from timezero._linux.devices import unescape
+from timezero._linux.escapes import unescape
 
 Identity = tuple[int, int]  # (st_dev, st_ino) of a file, (st_rdev, 0) of a block device: as tz/file.h has it
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from timezero._linux.devices import unescape
+from timezero._linux.escapes import unescape
 from timezero.errors import TimezeroError
 
 _TIMEOUT_S = 60.0

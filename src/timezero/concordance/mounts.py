@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from timezero._linux.devices import unescape
+from timezero._linux.escapes import unescape
 from timezero.errors import UsageError
 from timezero.nbd import uri as nbd_uri
 

@@ -16,7 +16,6 @@ from timezero.errors import PunctureError, TimezeroError, VerificationError
 from timezero.jobs.options import MoverOptions, engine_from_environment
 from timezero.jobs.pace import Pace
 from timezero.jobs.windows import Hours, Schedule
-from timezero.repository.index import ENTRY_BYTES
 from timezero.units import format_size, parse_latency_target
 
 if TYPE_CHECKING:
@@ -104,7 +103,11 @@ def in_words(name: str) -> Iterator[None]:
 def _check_memory(options: MoverOptions, chunk_size: int, sizes: Sequence[int], indexed: bool) -> None:
     """Refuse what there is not the memory for, in the kernel's own estimate: it would overcommit, and kill."""
     buffers = options.frames_taken(chunk_size, sizes) * chunk_size
-    index = sum(-(-size // chunk_size) for size in sizes) * ENTRY_BYTES if indexed else 0
+    index = 0
+    if indexed:
+        from timezero.repository.index import ENTRY_BYTES  # not for a copy
+
+        index = sum(-(-size // chunk_size) for size in sizes) * ENTRY_BYTES
     there = machine.memory_available(swap=True)
     if buffers + index > there:
         raise TimezeroError(
