@@ -41,19 +41,23 @@ class PointWriter:
         self._lock: FileLock | None = None
         self._committed = False
         self._gathered: io.BufferedWriter | None = None
-        while True:
-            self.id = names.new_id()
-            self._directory = os.path.join(repository.points_path, self.id)
-            try:
-                os.mkdir(self._directory, 0o700)
-                break
-            except FileExistsError:
-                continue
         try:
+            while not self._make_directory():
+                pass
             self._take_lock()
-        except BaseException:
+        except BaseException:  # an interrupt comes when mkdir returns, too
             self.abort()
             raise
+
+    def _make_directory(self) -> bool:
+        """False: another has this id."""
+        self.id = names.new_id()
+        self._directory = os.path.join(self._repository.points_path, self.id)
+        try:
+            os.mkdir(self._directory, 0o700)
+        except FileExistsError:
+            return False
+        return True
 
     def _take_lock(self) -> None:
         crash_point("point.directory")
