@@ -490,18 +490,3 @@ def test_ids_sort_by_time() -> None:
     ids = [names.new_id() for _ in range(100)]
     assert all(names.is_id(name) for name in ids)
     assert [name[:21] for name in ids] == sorted(name[:21] for name in ids)
-
-
-def test_an_interrupt_while_the_directory_is_made_leaves_nothing(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = os.mkdir
-
-    def interrupted(path: str, mode: int) -> None:
-        make(path, mode)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "mkdir", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        repository.begin()
-    assert os.listdir(repository.points_path) == []

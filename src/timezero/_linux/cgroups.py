@@ -54,6 +54,7 @@ def _left(group: str, files: _Files, swap: int) -> int | None:
     if most is None:
         return left + swap
     most -= _number(f"{group}/{files.swap[1]}") or 0
+    # Version 1 limits memory and swap together, so page cache that is had back leaves room there, too.
     return min(left + swap, most + cache) if files is _V1 and swap else left + min(swap, max(most, 0))
 
 

@@ -11,10 +11,9 @@ from timezero._linux import cgroups
 def memory_available(proc: str = "/proc", groups: str = "/sys/fs/cgroup", *, swap: bool = False) -> int:
     """Bytes that can be taken without anything being swapped out or killed, in the kernel's own estimate.
 
-    swap: without anything being killed; what may be swapped out counts, too.
-
     The least of the machine's MemAvailable and what the limits of this process's control groups leave; their page cache
-    counts as free. What cannot be read limits nothing. groups: where control groups usually are.
+    counts as free. What cannot be read limits nothing. groups: where control groups usually are. swap: what may be
+    swapped out counts as well.
     """
     found = cgroups.fields(f"{proc}/meminfo")
     room = found.get("SwapFree:", 0) * 1024 if swap else 0

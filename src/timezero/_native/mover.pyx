@@ -224,6 +224,8 @@ cdef class Mover:
         return ns / 1e9, number, _SIDES[side]
 
     def waits_for(self, transfer, side):
+        if side not in ("source", "sink"):
+            raise ValueError(f"{side!r} is no side that waits")
         cdef tz_transfer_side wanted = TZ_SIDE_SINK if side == "sink" else TZ_SIDE_SOURCE
         return bool(tz_mover_waits_for(self.ptr, self.number(transfer), wanted))
 
