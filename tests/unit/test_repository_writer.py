@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from timezero.repository import Repository
 
 
-def test_an_interrupt_while_the_directory_is_made(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_directory_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository.open_or_create(str(tmp_path / "repo"))
     make = os.mkdir
 
     def interrupted(path: str, mode: int) -> None:
