@@ -356,7 +356,7 @@ def test_flush_errors_of_a_target(
     outcome = timezero(*words)
     disk.fail()
     assert outcome.code == 1
-    told(outcome.err, str(target), "durable" if job != "backup" else "", "Input/output error")
+    told(outcome.err, str(target), "cannot be written" if job == "backup" else "durable", "Input/output error")
     if job == "backup":
         assert len(Repository(str(target)).ids()) == 1  # the one before
     elif job == "copy":
