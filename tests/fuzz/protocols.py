@@ -241,7 +241,8 @@ def control_client_seeds() -> Mapping[str, bytes]:
     status = {"id": 2, "ok": True, "volumes": [volume], "sessions": []}
     handles = {"owned_fd": 0, "shared_fd": 1, "drain_fd": 2, "volume_fd": 3, "file_fd": -1, "domain_fd": -1}
     part = {"volume": "v", "size": 1 << 20, "handles": handles, "owned_bytes": 4096, "shared_bytes": 4096}
-    report = {"volume": "v", "state": "active", "puncture": "none", "track_size": 4096, "used_slots": 1}
+    report = {"volume": "v", "state": "active", "puncture": "none", "track_size": 4096,
+              "slots": 2, "low_mark": 1, "used_slots": 1}  # fmt: skip
     times = dict.fromkeys(("close_ns", "drain_ns", "install_ns", "open_ns", "total_ns"), 1)
     session = [
         {"id": 2, "ok": True, "parts": [part], "fds": 4},

@@ -271,10 +271,6 @@ def test_an_estimate_goes_by_the_low_mark_of_the_server(start: Callable, write: 
         [expected] = served.foresee(SIZE, hours=later).volumes
         assert (expected.basis, expected.room) == ("observed", part["slots"])
         assert expected.peak == pytest.approx(part["low_mark"], rel=0.3)
-        # An older server does not say.
-        served._low_marks.clear()
-        [expected] = served.foresee(SIZE, hours=later).volumes
-        assert expected.peak >= part["slots"] // 4
 
 
 def test_an_idle_volume_and_one_at_rest(start: Callable, tmp_path: Path) -> None:

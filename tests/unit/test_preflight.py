@@ -79,13 +79,18 @@ def copied(load, rate, seconds, hours=ALWAYS, low=TRACKS):
     return images, most
 
 
+def volume(name, size, track_size, slots, writes, low=None):
+    """low: its low mark; a quarter unless named, as a server has it."""
+    return Volume(name, size, track_size, slots, slots // 4 if low is None else low, writes)
+
+
 def later(waits):
     return Hours(((waits, DAY_S - waits),))
 
 
 def estimated(load, rate, seconds, observed=(60.0, 28.0), hours=ALWAYS, room=ROOM, low=None):
     writes = observe(load, rate, *observed)
-    return expect(Volume("db", TRACKS * BLOCK, BLOCK, room, writes, low), seconds, hours)
+    return expect(volume("db", TRACKS * BLOCK, BLOCK, room, writes, low), seconds, hours)
 
 
 @pytest.mark.parametrize("load", [uniform, working_set, hot_and_all, skewed])
@@ -126,7 +131,7 @@ def test_a_sidefile_that_fills_while_it_waits_is_made_room_in():
     assert (found.verdict, found.full_after_s) == ("tight", None)
     # 100 a second, 625 of them there when the copy begins: 2500 when (625 + 100 t) (1 - t / 200) is that
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
-    waiting = expect(Volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0, later(20.0))
+    waiting = expect(volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0, later(20.0))
     assert waiting.verdict == "overflows"
     assert waiting.full_after_s == pytest.approx(20 + 21.8, abs=0.5)
 
@@ -148,13 +153,13 @@ def test_a_low_mark_is_the_servers():
     """Where a copy begins late it holds what that says, of the slots there are, and a quarter where nothing is said."""
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
     for low, peak in ((100, 100), (400, 400), (None, 250), (10**6, 1000), (0, 0)):
-        found = expect(Volume("db", 10**9 * BLOCK, BLOCK, 1000, writes, low), 0.1, later(3600.0))
+        found = expect(volume("db", 10**9 * BLOCK, BLOCK, 1000, writes, low), 0.1, later(3600.0))
         assert found.peak == pytest.approx(peak, abs=10)
 
 
 def test_hours_that_end_too_soon_are_told():
     writes = Writes(60.0, 60, 60 * BLOCK, 60, 30.0, 30)
-    volumes = [Volume("db", 6000 * MIB, BLOCK, 10**6, writes)]
+    volumes = [volume("db", 6000 * MIB, BLOCK, 10**6, writes)]
     for stretches, late in (
         (((0.0, DAY_S),), False),
         (((0.0, 60.0),), False),
@@ -189,11 +194,11 @@ def test_writes_to_one_part_are_off_by_no_more_than_is_said():
 def test_the_formula_of_writes_that_are_all_new():
     """w T / 2 in all, w T / 4 at once, half-way; never more than there are tracks."""
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
-    found = expect(Volume("db", 10**9 * BLOCK, BLOCK, 10**9, writes), 200.0)
+    found = expect(volume("db", 10**9 * BLOCK, BLOCK, 10**9, writes), 200.0)
     assert found.images == pytest.approx(100 * 200 / 2, rel=0.01)
     assert found.peak == pytest.approx(100 * 200 / 4, rel=0.01)
     assert found.full_after_s is None
-    bounded = expect(Volume("db", 500 * BLOCK, BLOCK, 10, writes), 1e6)
+    bounded = expect(volume("db", 500 * BLOCK, BLOCK, 10, writes), 1e6)
     assert bounded.images <= 500
     assert bounded.peak <= 500
 
@@ -206,7 +211,7 @@ def test_what_is_written_again_costs_nothing():
 def test_when_it_is_full():
     """100 a second, half of them held for good half-way: 2500 slots are full when t (1 - t / 200) is 25."""
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
-    found = expect(Volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0)
+    found = expect(volume("db", 10**9 * BLOCK, BLOCK, 2500, writes), 200.0)
     assert found.verdict == "overflows"
     assert found.full_after_s == pytest.approx(29.3, abs=0.5)
 
@@ -216,7 +221,7 @@ def test_when_it_is_full():
 )
 def test_verdicts(slots, verdict):
     writes = Writes(60.0, 6000, 6000 * BLOCK, 6000, 30.0, 3000)
-    assert expect(Volume("db", 10**9 * BLOCK, BLOCK, slots, writes), 200.0).verdict == verdict
+    assert expect(volume("db", 10**9 * BLOCK, BLOCK, slots, writes), 200.0).verdict == verdict
 
 
 def test_coarse_tracks_are_shared_by_the_blocks_of_an_update():
@@ -228,14 +233,14 @@ def test_coarse_tracks_are_shared_by_the_blocks_of_an_update():
 
 
 def test_an_idle_volume_needs_nothing():
-    found = expect(Volume("db", MIB, BLOCK, 10, Writes(60.0, 0, 0, 0, 30.0, 0)), 100.0)
+    found = expect(volume("db", MIB, BLOCK, 10, Writes(60.0, 0, 0, 0, 30.0, 0)), 100.0)
     assert (found.images, found.peak, found.verdict, found.basis) == (0, 0, "fits", "observed")
 
 
 def test_without_an_observation_a_tenth_is_planned():
-    found = expect(Volume("db", 1000 * BLOCK, BLOCK, 99, None), 10.0)
+    found = expect(volume("db", 1000 * BLOCK, BLOCK, 99, None), 10.0)
     assert (found.images, found.verdict, found.basis) == (100, "overflows", "planned")
-    assert expect(Volume("db", 1000 * BLOCK, BLOCK, 100, None), 10.0).verdict == "fits"
+    assert expect(volume("db", 1000 * BLOCK, BLOCK, 100, None), 10.0).verdict == "fits"
 
 
 GOOD = {"ns": 60 * 10**9, "updates": 1, "bytes": 2, "blocks": 3, "newer_ns": 30 * 10**9, "newer_blocks": 4}
@@ -264,7 +269,7 @@ def test_what_a_server_says():
 )
 @pytest.mark.parametrize("seconds", [0.0, 1e-6, 1.0, 1e7])
 def test_any_observation_has_an_estimate(writes, seconds):
-    found = expect(Volume("db", 10**6 * BLOCK, BLOCK, 5, writes), seconds)
+    found = expect(volume("db", 10**6 * BLOCK, BLOCK, 5, writes), seconds)
     assert 0 <= found.peak <= 10**6
     assert 0 <= found.images <= 10**6
 
@@ -278,7 +283,7 @@ def test_speeds():
 
 def test_the_words():
     writes = Writes(60.0, 60_000, 60_000 * BLOCK, 60_000, 30.0, 30_000)
-    volumes = [Volume("db", 8 << 30, BLOCK, 1000, writes), Volume("log", 1 << 30, BLOCK, 10**6, None)]
+    volumes = [volume("db", 8 << 30, BLOCK, 1000, writes), volume("log", 1 << 30, BLOCK, 10**6, None)]
     found = foresee(volumes, 9 << 30, Speed(100 * MIB, "assumed"))
     assert found.verdict == "overflows"
     assert found.line() == (

@@ -53,7 +53,6 @@ PLANNING_PART = 0.1
 #: Bytes a second where no copy was observed: what a disk of today gives beside an application that it also serves.
 ASSUMED_SPEED = 200 * MIB
 _STEPS = 512  # of the integral
-_LOW_MARK = 0.25  # of a sidefile whose server does not say: the default of sidefile.low_percent
 _REST_S = 1.0  # what is less is rounding
 
 
@@ -127,22 +126,21 @@ class Speed(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """What is known of a volume under a session. size: bytes to be copied of it. slots: tracks its sidefile holds.
-
-    low_mark: tracks past which the mover drains it first; None when its server does not say.
+    """What is known of a volume under a session. size: bytes to be copied of it. slots: tracks its sidefile holds;
+    low_mark: past which the mover drains it first.
     """
 
     name: str
     size: int
     track_size: int
     slots: int
+    low_mark: int
     writes: Writes | None
-    low_mark: int | None = None
 
     @property
-    def rests_with(self) -> float:
+    def rests_with(self) -> int:
         """Tracks that the sidefile holds at most after a rest, in which no more than necessary was copied."""
-        return min(_LOW_MARK * self.slots if self.low_mark is None else float(self.low_mark), float(self.slots))
+        return min(self.low_mark, self.slots)
 
 
 class Expected(NamedTuple):

@@ -60,7 +60,7 @@ class Served:
         self._views: dict[str, SessionView] = {}
         self._parts = {part.volume: part for part in self._group.parts}
         self._slots: dict[str, int] = {}
-        self._low_marks: dict[str, int] = {}  # of those whose subsystem says
+        self._low_marks: dict[str, int] = {}
         self._tracks = self._ask_track_sizes()
         #: The coarsest of all volumes.
         self.track_size = max(self._tracks.values())
@@ -76,8 +76,8 @@ class Served:
             found = {str(part["volume"]): int(part["track_size"]) for part in reports}
             if found.keys() != self._parts.keys():
                 raise KeyError("volume")
-            self._slots = {str(part["volume"]): int(part.get("slots", 0)) for part in reports}
-            self._low_marks = {str(part["volume"]): int(part["low_mark"]) for part in reports if "low_mark" in part}
+            self._slots = {str(part["volume"]): int(part["slots"]) for part in reports}
+            self._low_marks = {str(part["volume"]): int(part["low_mark"]) for part in reports}
             return found
         except BaseException as error:
             self._group.close()
@@ -172,8 +172,8 @@ class Served:
                 min((sizes or {}).get(name, part.size), part.size),
                 self._tracks[name],
                 self._slots[name],
+                self._low_marks[name],
                 preflight.Writes.of_status(self._served.get(name, {}).get("recent_writes")),
-                self._low_marks.get(name),
             )
             for name, part in self._parts.items()
         ]
