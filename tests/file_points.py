@@ -22,7 +22,7 @@ def commit_files(
 ) -> str:
     """Back up files as datasets of `volume`, {path in the recovery point: file here}. The recovery point's id."""
     repository = Repository.open_or_create(str(repo))
-    with repository.begin() as writer:
+    with repository.writer() as writer:
         packs_fd = os.open(writer.packs_path, os.O_RDONLY | os.O_DIRECTORY)
         packs = PackWriter(packs_fd, writer.id)
         try:

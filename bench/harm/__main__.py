@@ -4,11 +4,13 @@
                          [--quarter FRACTION] [--directory DIR] [--json FILE]
 
 Loads: write-1 and write-8, 4k random writes at depth 1 and 8; mixed-8, 70 % reads; quarter, 4k random writes at a
-quarter of what write-8 had alone, at random instants. Systems: timezero giving way (opportunistic), timezero at full
-speed, qemu-storage-daemon's full backup job at its defaults; and interception alone (held): a session of which nothing
-is copied for some seconds, the floor below which no way of copying gets. Each run starts its server anew, lets the
-application run alone for `--idle` seconds and then backs up; `kept` and `x alone` compare the two windows of one run.
-Medians over rounds; the order rotates. Volume and target are files in one directory, so on one disk.
+quarter of what write-8 had alone, at random instants; local, as many, but all to one part in 1024 of the volume (from
+its third quarter on): what an application that keeps to some of its data has, once interception is through with that.
+It wants a large --size. Systems: timezero giving way (opportunistic), timezero at full speed, qemu-storage-daemon's
+full backup job at its defaults; and interception alone (held): a session of which nothing is copied for some seconds,
+the floor below which no way of copying gets. Each run starts its server anew, lets the application run alone for
+`--idle` seconds and then backs up; `kept` and `x alone` compare the two windows of one run. Medians over rounds; the
+order rotates. Volume and target are files in one directory, so on one disk.
 
 --slow TIMES: the target is so many times slower than timezero's copy with nobody else there (nbdkit's rate filter, in
 memory, so that the target takes nothing from the volume's disk). An application that never rests overwrites all of the
@@ -27,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +48,26 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Load:
-    """4k random requests. rate: a second; 0: as many as go."""
+    """4k random requests to one part in `parts` of the volume. rate: a second; 0: as many as go."""
 
     name: str
     depth: int
     read_percent: int = 0
     rate: int = 0
+    parts: int = 1
 
 
 LOADS = {
-    load.name: load for load in (Load("write-1", 1), Load("write-8", 8), Load("mixed-8", 8, 70), Load("quarter", 8))
+    load.name: load
+    for load in (
+        Load("write-1", 1),
+        Load("write-8", 8),
+        Load("mixed-8", 8, 70),
+        Load("quarter", 8),
+        Load("local", 8, parts=1024),
+    )
 }
+AT_A_QUARTER = ("quarter", "local")
 
 
 class Held(Timezero):
@@ -154,8 +165,9 @@ def run(load: Load, system: str, place: Place) -> Run:
 def _fio(uri: str, load: Load, place: Place) -> Fio:
     return Fio(
         uri,
-        place.size,
+        place.size // load.parts,
         place.folder,
+        offset=place.size // 4 * 3 if load.parts > 1 else 0,
         depth=load.depth,
         seconds=FIO_SECONDS,
         read_percent=load.read_percent,
@@ -221,9 +233,9 @@ def main() -> int:
         volume = make_source(folder / "volume.img", options.size)
         place = Place(volume, folder / "target.img", folder, options.size, options.idle)
         loads = {name: LOADS[name] for name in options.load or LOADS}
-        if "quarter" in loads:
+        if any(name in loads for name in AT_A_QUARTER):
             rate = int(iops_alone(place, LOADS["write-8"]) * options.quarter)
-            loads["quarter"] = Load("quarter", LOADS["quarter"].depth, rate=rate)
+            loads |= {name: replace(loads[name], rate=rate) for name in AT_A_QUARTER if name in loads}
             print(f"quarter: {rate} a second", file=sys.stderr)
         if options.slow:
             rate = int(options.size / seconds_alone(place) / options.slow)

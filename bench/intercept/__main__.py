@@ -22,6 +22,7 @@ from pathlib import Path
 from bench.copy.sources import make_source, size_of
 from bench.intercept import points, report
 from bench.intercept.points import Place, Point
+from bench.intercept.systems import Punctured
 from proof.stack import loop_device
 
 
@@ -56,8 +57,12 @@ def measure(every: list[Point], place: Place, rounds: int) -> None:
     for number in range(rounds):
         turn = number * len(every) // rounds
         for point in [*every[turn:], *every[:turn]]:
-            sample = points.run(point, place)
-            point.samples.append(sample)
+            sample = None
+            try:
+                sample = points.run(point, place)
+                point.samples.append(sample)
+            except Punctured:
+                point.punctured += 1
             print(f"  round {number + 1}: {report.line(point, sample)}", file=sys.stderr, flush=True)
 
 

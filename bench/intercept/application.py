@@ -52,7 +52,8 @@ def figures(ends: np.ndarray, latencies_us: np.ndarray, begin: float, end: float
 class Fio:
     """fio's nbd engine, 4k random requests at a depth. A context manager; `stop` before asking for figures.
 
-    read_percent: of the requests. rate: requests a second at most, at random instants; 0: as many as go.
+    size, offset: the part of the volume that they go to, in bytes. read_percent: of the requests. rate: requests a
+    second at most, at random instants; 0: as many as go.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Fio:
         seconds: float = 300,
         read_percent: int = 0,
         rate: int = 0,
+        offset: int = 0,
     ) -> None:
         self._log = folder / "fio_lat.1.log"
         self._log.unlink(missing_ok=True)
         command = [
             "fio", "--name=application", "--ioengine=nbd", f"--uri={uri}", "--bs=4k",
             f"--rw={'randrw' if read_percent else 'randwrite'}", f"--rwmixread={read_percent}",
-            f"--size={size}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}",
+            f"--size={size}", f"--offset={offset}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}",
             "--norandommap", "--randrepeat=0", "--thread",
             f"--write_lat_log={folder / 'fio'}", "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1",
             "--output-format=terse",

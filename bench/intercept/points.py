@@ -27,7 +27,10 @@ class Sample:
 
 @dataclass
 class Point:
-    """One setting of one system. load: "fio", "paced" or "" (nobody writes); backup: None for none."""
+    """One setting of one system. load: "fio", "paced" or "" (nobody writes); backup: None for none.
+
+    samples: of backups that were made; punctured: how many were not, because their sidefile was too small.
+    """
 
     name: str
     system: type[Timezero] | type[Qemu]
@@ -35,6 +38,7 @@ class Point:
     load: str = "fio"
     serve: Sequence[str] = ()
     samples: list[Sample] = field(default_factory=list)
+    punctured: int = 0
 
     def median(self, value: Callable[[Sample], float]) -> float:
         return statistics.median(map(value, self.samples))
@@ -49,7 +53,7 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "system": self.system.__name__.lower(), "load": self.load, "settings": self.backup,
-            "samples": [
+            "punctured": self.punctured, "samples": [
                 {"seconds": s.seconds, **(asdict(s.figures) if s.figures else {}), **s.details} for s in self.samples
             ],
         }  # fmt: skip

@@ -20,9 +20,11 @@ COLUMNS = {
 HEADER = " " * 32 + "".join(f"{name:>{width}}" for name, width in COLUMNS.items())
 
 
-def line(point: Point, sample: Sample) -> str:
-    """One run, for the log."""
+def line(point: Point, sample: Sample | None) -> str:
+    """One run, for the log. None: it was punctured."""
     parts = [f"{point.name}{', ' + point.load if point.load else ''}:"]
+    if sample is None:
+        return f"{parts[0]} punctured"
     if sample.figures:
         parts.append(f"{sample.figures.iops:.0f} IOPS, p99 {sample.figures.p99:.0f} us")
     if sample.seconds:
@@ -42,6 +44,8 @@ def idle_of(every: Sequence[Point], point: Point) -> Point | None:
 def row(every: Sequence[Point], point: Point) -> str:
     idle, alone = idle_of(every, point), _find(every, "timezero alone, --mode full", "")
     cells = f"{point.name:<32}"
+    if not point.samples:
+        return f"{cells}  punctured: its sidefile is too small for so slow a copy"
     if point.load:
         cells += f"{point.figure('iops'):>8.0f}"
         cells += f"{point.figure('iops') / idle.figure('iops'):>7.0%}" if idle else f"{'':>7}"
@@ -54,6 +58,8 @@ def row(every: Sequence[Point], point: Point) -> str:
         cells += f"{point.seconds:>10.2f}"
         cells += f"{point.seconds / alone.seconds:>9.2f}" if alone else " " * 9
         cells += f"{point.median(lambda s: s.figures.iops * s.seconds if s.figures else 0):>9.0f}" if point.load else ""
+    if point.punctured:
+        cells += f"  (and {point.punctured} punctured)"
     return cells.rstrip()
 
 
@@ -61,7 +67,7 @@ def ahead(every: Sequence[Point]) -> list[str]:
     """For each of qemu's points: the best of ours that takes no longer, and how many times its IOPS it keeps."""
     lines = []
     for peer in (p for p in every if p.system is Qemu and p.load == "fio" and p.backup is not None):
-        ours = [p for p in every if p.system is Timezero and p.load == "fio" and p.backup is not None]
+        ours = [p for p in every if p.system is Timezero and p.load == "fio" and p.samples and p.backup is not None]
         in_time = [p for p in ours if p.seconds <= peer.seconds * 1.02]
         if not in_time:
             lines.append(f"{peer.name}: none of ours takes {peer.seconds:.2f} s or less")

@@ -22,6 +22,11 @@ from proof.served import wait_ready
 
 TIMEOUT = 300.0  # seconds
 EXPORT = "volume"
+PUNCTURED = 5  # exit code
+
+
+class Punctured(Exception):
+    """The sidefile did not hold what was overwritten before it was copied: there is no backup, and that is a result."""
 
 
 class Server:
@@ -83,6 +88,8 @@ class Timezero(Server):
 
     def backup(self, target: Path, settings: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(self._copy(target, settings), capture_output=True, timeout=TIMEOUT)
+        if done.returncode == PUNCTURED:
+            raise Punctured
         if done.returncode:
             raise RuntimeError(f"timezero copy ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
         document: dict[str, Any] = json.loads(done.stdout)

@@ -174,7 +174,7 @@ def test_a_pack_that_does_not_answer(
         job, "--repo", repo, "--device-deadline", "1s", *words, env=shim.environment | THREADS
     )  # fmt: skip
     assert outcome.code == 1
-    told(outcome.err, "good.img: its device has not answered for", "--device-deadline")
+    told(outcome.err, f"{repo / 'packs'}: its device has not answered for", "--device-deadline")
     assert time.monotonic() - began < 40
     assert shim.hits(0) > 0
     assert list(target.parent.iterdir()) == []

@@ -6,6 +6,7 @@ for it, and the test warns. Where one can be made nothing else will do.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import resource
@@ -22,9 +23,11 @@ def memory_controller() -> Path | None:
     """Where groups with a limit of memory can be made; None where this machine lets nobody have one."""
     if os.access(_V1 / "memory.limit_in_bytes", os.W_OK):
         return _V1
+    control = _V2 / "cgroup.subtree_control"
     try:
-        if "memory" not in (_V2 / "cgroup.subtree_control").read_text().split():
-            (_V2 / "cgroup.subtree_control").write_text("+memory")
+        if "memory" not in control.read_text().split():
+            control.write_text("+memory")
+            atexit.register(control.write_text, "-memory")
     except OSError:  # there is no version 2, without this controller, or it is not ours
         return None
     return _V2 if os.access(_V2, os.W_OK) else None

@@ -40,7 +40,7 @@ def entries(*chunks: tuple[int, int, int]) -> bytes:
 
 def commit(repository: Repository, *dataset_names: str, packs: tuple[PackRecord, ...] = (), pack: bool = True) -> str:
     """A recovery point made by hand, with one pack of its own and what `packs` adds."""
-    with repository.begin() as writer:
+    with repository.writer() as writer:
         if pack:
             Path(writer.packs_path, names.pack_name(writer.id, 0)).write_bytes(b"x" * CHUNK)
             packs = (*writer.pack_records([CHUNK]), *packs)
@@ -271,7 +271,7 @@ def test_damaged_packs_are_told(repository: Repository, damage: str) -> None:
 
 def test_leaving_without_commit_leaves_nothing(repository: Repository) -> None:
     before = files(repository)
-    with pytest.raises(KeyboardInterrupt), repository.begin() as writer:
+    with pytest.raises(KeyboardInterrupt), repository.writer() as writer:
         Path(writer.packs_path, names.pack_name(writer.id, 0)).write_bytes(b"x")
         writer.add_index("a", IndexHeader(CHUNK, 0), b"")
         raise KeyboardInterrupt
@@ -359,7 +359,7 @@ def test_prune_sweeps_what_a_killed_backup_left(repository: Repository) -> None:
 
 
 def test_prune_leaves_a_running_backup_alone(repository: Repository) -> None:
-    with repository.begin() as writer:
+    with repository.writer() as writer:
         pack = Path(writer.packs_path, names.pack_name(writer.id, 0))
         pack.write_bytes(b"x")
         report = repository.prune()
@@ -413,7 +413,8 @@ def test_prune_meets_a_backup_that_removes_itself(
 ) -> None:
     """A backup that fails sweeps what is its own while a prune runs; neither is an error of the prune."""
     victim, kept = commit(repository, "a"), commit(repository, "a")
-    failing = repository.begin()
+    failing = repository.writer()
+    failing.begin()
     lock = prune_module._lock
 
     def lock_late(at: Repository, point_id: str) -> FileLock:

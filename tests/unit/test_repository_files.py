@@ -20,7 +20,7 @@ NAMES = ("data:/srv/db/a.ibd", "data:/srv/db/b/\udcff\n", "data:/srv/.hidden", "
 
 
 def commit(repository: Repository, *dataset_names: str, gather: bool = True, method: str = "session") -> str:
-    with repository.begin() as writer:
+    with repository.writer() as writer:
         Path(writer.packs_path, names.pack_name(writer.id, 0)).write_bytes(b"x" * CHUNK)
         header, index = IndexHeader(CHUNK, 5), entries((0, 0, 5))
         records = []

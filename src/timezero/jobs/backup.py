@@ -206,7 +206,9 @@ class _Backup:
         from timezero._native.mover import PackWriter
 
         started_ns = time.time_ns()
-        writer = self._stack.enter_context(self._repository.begin())
+        writer = self._repository.writer()
+        self._stack.push(writer)
+        writer.begin()
         packs_fd = os.open(writer.packs_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.callback(os.close, packs_fd)
         packs = PackWriter(packs_fd, writer.id)

@@ -44,10 +44,14 @@ _COUNTS = (
 
 
 class Transfer:
-    """One dataset on its way. source, target: as they are called in errors. report: the mover's, once it has ended."""
+    """One dataset on its way. source, place, target: as they are called in errors; place: what it is read from.
 
-    def __init__(self, source: str, target: str, size: int, number: int) -> None:
+    report: the mover's, once it has ended.
+    """
+
+    def __init__(self, source: str, place: str, target: str, size: int, number: int) -> None:
         self.source = source
+        self.place = place
         self.target = target
         self.size = size
         self.number = number
@@ -171,12 +175,17 @@ class Moving:
         """The I/O engine in use."""
         return self._mover.engine
 
-    def add(self, name: str, source: Source, sink: Sink, *, target: str, index: bool = False) -> Transfer:
-        """Add a transfer. `name` and `target` are for errors; `index`: keep its index entries."""
+    def add(
+        self, name: str, source: Source, sink: Sink, *, target: str, place: str = "", index: bool = False
+    ) -> Transfer:
+        """Add a transfer. index: keep its index entries.
+
+        name, target, and place, what the dataset is read from where that is not itself, are for errors.
+        """
         size = source.size
         with in_words(name):
             number = self._mover.add(source, sink, index=index)
-        transfer = Transfer(name, target, size, number)
+        transfer = Transfer(name, place or name, target, size, number)
         self.transfers.append(transfer)
         return transfer
 
@@ -235,7 +244,7 @@ class Moving:
         self._overdue += 1
         if self._overdue >= _LOOKS:
             transfer = next(transfer for transfer in self.transfers if transfer.number == number)
-            name = transfer.target if side == "sink" else transfer.source
+            name = transfer.target if side == "sink" else transfer.place
             raise TimezeroError(
                 f"{name}: its device has not answered for {seconds:.0f} s, nothing was committed: look after it, or "
                 "give it longer with --device-deadline"

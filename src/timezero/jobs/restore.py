@@ -295,7 +295,8 @@ class _Restore:
             for record in group:
                 target = self._targets[record.name]
                 source = index_source(record, self._indexes[record.name], self._packs, salvage=self._plan.way.salvage)
-                machine.add(record.name, source, target.sink(), target=target.name)
+                place = self._plan.point.packs_path
+                machine.add(record.name, source, target.sink(), target=target.name, place=place)
             with machine.writing([self._targets[record.name] for record in group]):
                 machine.run(lambda done: self._meter.update(before + done))
                 moving.raise_first(machine.transfers)

@@ -214,7 +214,8 @@ class _Verification:
                     self._damaged(piece.record, str(error))
                     continue
                 self._result.cached |= not source.direct
-                moved.append((piece, machine.add(piece.record.name, source, Sink.null(), target="")))
+                transfer = machine.add(piece.record.name, source, Sink.null(), target="", place=self._point.packs_path)
+                moved.append((piece, transfer))
             if moved:
                 machine.run(lambda done: self._meter.update(self._done + done))
             self._result.bytes_read += sum(int(transfer.report["bytes_read"]) for _, transfer in moved)

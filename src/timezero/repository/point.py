@@ -22,11 +22,12 @@ class RecoveryPoint:
         """Read the manifest. FileNotFoundError: there is no such recovery point; VerificationError: it is damaged.
 
         salvage: go by the other files when it is damaged (timezero.repository.rebuilt); `problem` says what is wrong.
+        packs_path: where its packs lie.
         """
         self.id = point_id
         self.problem: str | None = None
         self._directory = os.path.join(root, names.POINTS_DIR, point_id)
-        self._packs = os.path.join(root, names.PACKS_DIR)
+        self.packs_path = os.path.join(root, names.PACKS_DIR)
         self.manifest: Manifest
         try:
             self.manifest = self._read_manifest(repository_id)
@@ -105,7 +106,7 @@ class RecoveryPoint:
         paths: list[str] = []
         with suppress(FileNotFoundError), os.scandir(self._directory) as found:
             paths += [entry.path for entry in found if entry.is_file(follow_symlinks=False)]
-        paths += [os.path.join(self._packs, pack.name) for pack in self.manifest.packs]
+        paths += [os.path.join(self.packs_path, pack.name) for pack in self.manifest.packs]
         for path in paths:
             forget_cached(path)
 
@@ -144,11 +145,11 @@ class RecoveryPoint:
         size = os.fstat(fd).st_size
         if size == pack.bytes:
             return None
-        return f"{os.path.join(self._packs, pack.name)}: altered or truncated: {size} bytes instead of {pack.bytes}"
+        return f"{os.path.join(self.packs_path, pack.name)}: altered or truncated: {size} bytes instead of {pack.bytes}"
 
     def open_pack(self, pack: PackRecord, *, any_size: bool = False) -> int:
         """A descriptor of a pack, which has its full length unless `any_size` will do. Raises VerificationError."""
-        path = os.path.join(self._packs, pack.name)
+        path = os.path.join(self.packs_path, pack.name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:

@@ -40,18 +40,11 @@ class Repository(Opened):
         _create(path, chunk_size, track_size)
         return cls(path)
 
-    def begin(self) -> PointWriter:
-        """Start a recovery point: a new id, locked. Use it as a context manager."""
+    def writer(self) -> PointWriter:
+        """What writes a new recovery point, once it has begun. A context manager, which begins it."""
         from timezero.repository.writer import PointWriter
 
-        try:
-            for directory in (self.points_path, self.packs_path):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-            durable.sync_directory(self.path)
-            with self.lock_shared():
-                return PointWriter(self)
-        except OSError as error:
-            raise TimezeroError(f"{self.path}: cannot be written: {error.strerror}") from error
+        return PointWriter(self)
 
     def prune(self, *, keep: int | None = None, points: tuple[str, ...] = ()) -> PruneReport:
         """Remove recovery points and whatever no recovery point needs.

@@ -32,22 +32,31 @@ _PUBLISH_PATIENCE_S = 600.0
 class PointWriter:
     """A recovery point that is being written.
 
-    A context manager: leaving it without `commit` removes everything of it.
+    A context manager: entering it takes an id, leaving it without `commit` removes everything of it. Where it is one of
+    several on a stack, push it there first and call `begin` then: an interrupt may come between any two steps.
     """
 
     def __init__(self, repository: Opened) -> None:
-        """Take a new id and its lock. The caller holds the repository's shared lock."""
+        """Nothing is made yet."""
         self._repository = repository
         self._lock: FileLock | None = None
         self._committed = False
         self._gathered: io.BufferedWriter | None = None
+        self.id = ""
+
+    def begin(self) -> None:
+        """Take a new id and its lock. Raises TimezeroError when the repository cannot be written, LockedError."""
+        repository = self._repository
         try:
-            while not self._make_directory():
-                pass
-            self._take_lock()
-        except BaseException:  # an interrupt comes when mkdir returns, too
-            self.abort()
-            raise
+            for directory in (repository.points_path, repository.packs_path):
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            durable.sync_directory(repository.path)
+            with repository.lock_shared():
+                while not self._make_directory():
+                    pass
+                self._take_lock()
+        except OSError as error:
+            raise TimezeroError(f"{repository.path}: cannot be written: {error.strerror}") from error
 
     def _make_directory(self) -> bool:
         """False: another has this id."""
@@ -148,7 +157,7 @@ class PointWriter:
 
     def abort(self) -> None:
         """Remove everything of this id, as far as the system lets us; prune sweeps the rest. Safe to repeat."""
-        if not self._committed and not os.path.lexists(os.path.join(self._directory, names.MANIFEST_FILE)):
+        if self.id and not self._committed and not os.path.lexists(os.path.join(self._directory, names.MANIFEST_FILE)):
             with suppress(OSError):  # what stays is neither listed nor restorable
                 sweep(self._repository, self.id)
         self._release()
@@ -163,6 +172,11 @@ class PointWriter:
             lock.close()
 
     def __enter__(self) -> PointWriter:
+        try:
+            self.begin()
+        except BaseException:
+            self.abort()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
