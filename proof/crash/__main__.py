@@ -1,7 +1,8 @@
-"""`python -m proof.crash [PREFIX|KIND...]`: the table of the sweep. Exit code 1 when something was not as promised."""
+"""The table of the crash sweep. Exit code 1 when something was not as promised, 2 when a name is of no case."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -12,18 +13,21 @@ from itertools import groupby
 from pathlib import Path
 
 from proof.crash import package, sweep
-from proof.crash.case import Outcome
+from proof.crash.case import Case, Outcome
 from proof.crash.steps import WHO
 
 WIDTH = 17
 
 
-def main(prefixes: list[str]) -> int:
-    """Run the cases whose steps' names begin with one of the prefixes, or that are of such a kind; a line a step."""
+def main(names: list[str]) -> int:
+    """Run the cases that the names choose, all without any; a line a step."""
     is_root = os.geteuid() == 0
     everything = [case for case in sweep.all_cases() if is_root or not sweep.needs_root(case)]
-    names = tuple(prefixes)
-    cases = [case for case in everything if not names or case.step.name.startswith(names) or case.kind in names]
+    for name in names:
+        if not any(_is_of(case, name) for case in everything):
+            print(f"proof.crash: {name}: no step's name begins so, and no kind of case is called so", file=sys.stderr)
+            return 2
+    cases = [case for case in everything if not names or any(_is_of(case, name) for name in names)]
     built = package.build()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
@@ -38,6 +42,10 @@ def main(prefixes: list[str]) -> int:
         print("\nleft out, for they need root: files on served volumes")
     print(f"\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s, {len(bad)} not as promised")
     return bool(bad)
+
+
+def _is_of(case: Case, name: str) -> bool:
+    return case.step.name.startswith(name) or case.kind == name
 
 
 def _print(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
@@ -55,4 +63,6 @@ def _cell(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m proof.crash", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the beginning of a step's name, or a kind of case")
+    sys.exit(main(parser.parse_args().names))

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import timezero
+from proof.crash import __main__ as sweeping
 from proof.crash import package, steps, sweep
 from proof.crash.case import Case
 from tests.command import image
@@ -90,6 +91,11 @@ def test_the_list_of_steps_is_whole() -> None:
     names = [case.name for case in sweep.all_cases()]
     assert len(set(names)) == len(names)
     assert {case.step for case in sweep.all_cases()} == set(steps.ALL)
+
+
+def test_a_name_that_chooses_nothing_is_no_clean_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweeping.main(["gate.instaled"]) == 2
+    assert "gate.instaled" in capsys.readouterr().err
 
 
 # ---- what is installed has no crash points ----
