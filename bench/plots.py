@@ -19,9 +19,8 @@ Row = tuple[float, float, float, str]  # seconds, IOPS, p99 in us, name
 
 def rows(points: list[dict[str, Any]], system: str) -> list[Row]:
     """Medians of a system's points under load with a backup, quickest first."""
-    found = [
-        p for p in points if p["system"] == system and p["load"] == "fio" and p["settings"] is not None and p["samples"]
-    ]
+    found = [p for p in points if p["system"] == system and p["load"] == "fio" and p["settings"] is not None]
+    found = [p for p in found if p["samples"] and not p.get("punctured")]
 
     def median(point: dict[str, Any], key: str) -> float:
         return statistics.median(sample[key] for sample in point["samples"])

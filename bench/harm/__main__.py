@@ -1,16 +1,18 @@
 """An application over NBD, first alone and then during one full backup, on the same server: what it keeps.
 
     python -m bench.harm [--size 2G] [--rounds 3] [--load NAME]... [--system NAME]... [--slow TIMES] [--idle 8]
-                         [--quarter FRACTION] [--directory DIR] [--json FILE]
+                         [--quarter FRACTION] [--parts N] [--directory DIR] [--json FILE]
 
 Loads: write-1 and write-8, 4k random writes at depth 1 and 8; mixed-8, 70 % reads; quarter, 4k random writes at a
-quarter of what write-8 had alone, at random instants; local, as many, but all to one part in 1024 of the volume (from
-its third quarter on): what an application that keeps to some of its data has, once interception is through with that.
-It wants a large --size. Systems: timezero giving way (opportunistic), timezero at full speed, qemu-storage-daemon's
-full backup job at its defaults; and interception alone (held): a session of which nothing is copied for some seconds,
-the floor below which no way of copying gets. Each run starts its server anew, lets the application run alone for
-`--idle` seconds and then backs up; `kept` and `x alone` compare the two windows of one run. Medians over rounds; the
-order rotates. Volume and target are files in one directory, so on one disk.
+quarter of what write-8 had alone, at random instants. And, when it is named, for it wants a large --size: local, as
+many, but all to one part in `--parts` (1024) of the volume, where its last quarter begins: what an application that
+keeps to some of its data has, once interception is through with that.
+
+Systems: timezero giving way (opportunistic), timezero at full speed, qemu-storage-daemon's full backup job at its
+defaults; and interception alone (held): a session of which nothing is copied for some seconds, the floor below which
+no way of copying gets. Each run starts its server anew, lets the application run alone for `--idle` seconds and then
+backs up; `kept` and `x alone` compare the two windows of one run. Medians over rounds; the order rotates. Volume and
+target are files in one directory, so on one disk.
 
 --slow TIMES: the target is so many times slower than timezero's copy with nobody else there (nbdkit's rate filter, in
 memory, so that the target takes nothing from the volume's disk). An application that never rests overwrites all of the
@@ -64,10 +66,11 @@ LOADS = {
         Load("write-8", 8),
         Load("mixed-8", 8, 70),
         Load("quarter", 8),
-        Load("local", 8, parts=1024),
+        Load("local", 8),
     )
 }
 AT_A_QUARTER = ("quarter", "local")
+DEFAULT = [name for name in LOADS if name != "local"]
 
 
 class Held(Timezero):
@@ -220,6 +223,7 @@ def main() -> int:
     parser.add_argument("--slow", type=float, default=0, metavar="TIMES")
     parser.add_argument("--idle", type=float, default=8.0, metavar="SECONDS")
     parser.add_argument("--quarter", type=float, default=0.25, metavar="FRACTION")
+    parser.add_argument("--parts", type=int, default=1024, metavar="N", help="local keeps to one part in so many")
     parser.add_argument("--directory", default=None)
     parser.add_argument("--json", default=None)
     options = parser.parse_args()
@@ -232,10 +236,12 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="timezero-bench-", dir=base)))
         volume = make_source(folder / "volume.img", options.size)
         place = Place(volume, folder / "target.img", folder, options.size, options.idle)
-        loads = {name: LOADS[name] for name in options.load or LOADS}
+        loads = {name: LOADS[name] for name in options.load or DEFAULT}
         if any(name in loads for name in AT_A_QUARTER):
             rate = int(iops_alone(place, LOADS["write-8"]) * options.quarter)
             loads |= {name: replace(loads[name], rate=rate) for name in AT_A_QUARTER if name in loads}
+            if "local" in loads:
+                loads["local"] = replace(loads["local"], parts=options.parts)
             print(f"quarter: {rate} a second", file=sys.stderr)
         if options.slow:
             rate = int(options.size / seconds_alone(place) / options.slow)

@@ -70,7 +70,7 @@ class Place:
 
 
 def run(point: Point, place: Place) -> Sample:
-    """One run of one point. Raises RuntimeError when anything of it failed."""
+    """One run of one point. Raises RuntimeError when anything of it failed; Punctured: its sidefile was too small."""
     drop(place.target)
     with point.system(place.volume, place.folder, point.serve) as server:
         if not point.load:

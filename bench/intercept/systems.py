@@ -25,7 +25,7 @@ EXPORT = "volume"
 PUNCTURED = 5  # exit code
 
 
-class Punctured(Exception):
+class Punctured(RuntimeError):
     """The sidefile did not hold what was overwritten before it was copied: there is no backup, and that is a result."""
 
 
@@ -88,10 +88,9 @@ class Timezero(Server):
 
     def backup(self, target: Path, settings: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(self._copy(target, settings), capture_output=True, timeout=TIMEOUT)
-        if done.returncode == PUNCTURED:
-            raise Punctured
         if done.returncode:
-            raise RuntimeError(f"timezero copy ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
+            kind = Punctured if done.returncode == PUNCTURED else RuntimeError
+            raise kind(f"timezero copy ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
         document: dict[str, Any] = json.loads(done.stdout)
         return {"mover_seconds": document["seconds"], "session": document["session"], "counts": document["counts"]}
 

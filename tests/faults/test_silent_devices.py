@@ -19,6 +19,7 @@ from proof.nbd import Nbd
 from proof.shim import READ, SYNC, WRITE, Shim
 from tests.command import COMMAND, environment, timezero
 from tests.faults.conftest import descriptors, settled, told
+from tests.file_points import commit_files
 from tests.watching import sessions, until
 from timezero.repository import Repository
 
@@ -158,21 +159,23 @@ def test_a_target_that_does_not_answer(
     until(lambda: sessions(served) == [], "the session stays")
 
 
-@pytest.mark.parametrize("job", ["verify", "restore"])
+@pytest.mark.parametrize("job", ["verify", "restore", "restore of files"])
 def test_a_pack_that_does_not_answer(
     shims: Callable[[str], Shim], images: dict[str, Path], tmp_path: Path, job: str
 ) -> None:
     """Whoever reads a repository is told, and does not wait for ever; a restore leaves nothing."""
     repo, target = tmp_path / "repo", tmp_path / "restored" / "image"
     target.parent.mkdir()
-    assert timezero("backup", "--repo", repo, images["good"]).code == 0
+    if job == "restore of files":
+        commit_files(repo, {"/good": images["good"]})
+        words: list[object] = ["restore", "latest/data:/good", target.parent]
+    else:
+        assert timezero("backup", "--repo", repo, images["good"]).code == 0
+        words = ["restore", "latest", target] if job == "restore" else ["verify"]
     shim = shims("job")
     shim.rule(0, READ, repo / "packs", delay_us=FOREVER_US, per_million=ALWAYS)
-    words = ["latest", target] if job == "restore" else []
     began = time.monotonic()
-    outcome = timezero(
-        job, "--repo", repo, "--device-deadline", "1s", *words, env=shim.environment | THREADS
-    )  # fmt: skip
+    outcome = timezero(*words, "--repo", repo, "--device-deadline", "1s", env=shim.environment | THREADS)
     assert outcome.code == 1
     told(outcome.err, f"{repo / 'packs'}: its device has not answered for", "--device-deadline")
     assert time.monotonic() - began < 40

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import timezero.jobs.backup as backup_module
+import timezero.repository.writer as writer_module
 from timezero.repository import Repository
+
+TraceFunction = Callable[[FrameType, str, Any], Any]
+LINES = 45  # enough to come to what follows the recovery point's beginning
 
 
 def test_an_interrupt_while_the_directory_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,17 +35,41 @@ def test_an_interrupt_while_the_directory_is_made(tmp_path: Path, monkeypatch: p
     assert os.listdir(repository.points_path) == []
 
 
-def test_on_a_stack_nothing_is_made_before_it_is_armed(tmp_path: Path) -> None:
-    """A backup pushes its writer on a stack and then begins it: whenever the interrupt comes, the stack knows."""
-    repository = Repository.open_or_create(str(tmp_path / "repo"))
-    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
-        writer = repository.writer()
-        assert not os.path.exists(repository.points_path) or os.listdir(repository.points_path) == []
-        stack.push(writer)
-        writer.begin()
-        assert os.listdir(repository.points_path) == [writer.id]
-        raise KeyboardInterrupt
-    assert os.listdir(repository.points_path) == []
+def test_an_interrupt_at_each_line_of_a_backup_that_begins(tmp_path: Path) -> None:
+    """Line by line, from the first of the backup's run to some after its recovery point has begun."""
+    repository, source = tmp_path / "repo", tmp_path / "image"
+    source.write_bytes(b"x" * 4096)
+    hit: list[str] = []
+    for number in range(1, LINES + 1):
+        with pytest.raises(KeyboardInterrupt), _interrupted_at(number, hit):
+            backup_module.backup(str(repository), [str(source)])
+        assert list(repository.glob("recovery-points/*")) == [], f"{hit[-1]}, line event {number}"
+    assert {"begin", "_make_directory", "_take_lock"} <= set(hit)
+    assert hit[0] == hit[-1] == "run"
+
+
+@contextmanager
+def _interrupted_at(number: int, hit: list[str]) -> Iterator[None]:
+    """The so-manieth line of the backup's run, or of the writer, is interrupted; hit: in which function."""
+    left = number
+
+    def each(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal left
+        code = frame.f_code
+        if code.co_filename != writer_module.__file__ and code is not backup_module._Backup.run.__code__:
+            return None
+        left -= event == "line"
+        if left == 0:
+            hit.append(code.co_name)
+            raise KeyboardInterrupt
+        return each
+
+    before = sys.gettrace()
+    sys.settrace(each)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def test_leaving_one_that_has_not_begun_touches_nothing(tmp_path: Path) -> None:

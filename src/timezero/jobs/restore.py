@@ -269,6 +269,7 @@ class _Restore:
             self._meter,
             done,
             self._losses,
+            self._plan.point.packs_path,
         )
         self._meter.finishing()
 

@@ -66,9 +66,11 @@ class Files:
         meter: Meter,
         done: int,
         losses: Losses,
+        place: str,
     ) -> None:
         """Restore files. source: the mover's, for one of them; packs: descriptors it has; done: bytes before.
 
+        place: what they are read from, for errors.
         losses: takes down what of them was found damaged and is zeros now; these files are called so.
         """
         stopped: TimezeroError | None = None
@@ -79,7 +81,7 @@ class Files:
                 continue
             with ExitStack() as stack:
                 stack.callback(self.tree.forget)
-                stopped = _Batch(self, stack, losses).run(batch, source, options, partial(_add, meter, done))
+                stopped = _Batch(self, stack, losses, place).run(batch, source, options, partial(_add, meter, done))
             done += sum(record.size for record in batch)
             meter.update(done)
 
@@ -114,8 +116,9 @@ def _add(meter: Meter, before: int, moved: int) -> None:
 class _Batch:
     """Files that are restored together; what is open of them is on `stack`."""
 
-    def __init__(self, files: Files, stack: ExitStack, losses: Losses) -> None:
+    def __init__(self, files: Files, stack: ExitStack, losses: Losses, place: str) -> None:
         self._files = files
+        self._place = place
         self._losses = losses
         self._stack = stack
         self._made: dict[str, NewFile] = {}
@@ -180,7 +183,9 @@ class _Batch:
                 path = self._files.path(record.name)
                 try:
                     sink = _sink(self._made[record.name], record.size, path)
-                    transfers[record.name] = machine.add(record.name, source(record), sink, target=path)
+                    transfers[record.name] = machine.add(
+                        record.name, source(record), sink, target=path, place=self._place
+                    )
                 except TimezeroError as error:
                     self._files.fail(record, error)
                     self._drop(record.name)

@@ -1,4 +1,4 @@
-"""A repository as a directory: opening, making on first use, beginning and removing recovery points."""
+"""A repository as a directory: opening, making on first use, writing and removing recovery points."""
 
 from __future__ import annotations
 

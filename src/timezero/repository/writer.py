@@ -42,7 +42,7 @@ class PointWriter:
         self._lock: FileLock | None = None
         self._committed = False
         self._gathered: io.BufferedWriter | None = None
-        self.id = ""
+        self.id = self._directory = ""
 
     def begin(self) -> None:
         """Take a new id and its lock. Raises TimezeroError when the repository cannot be written, LockedError."""
@@ -60,8 +60,9 @@ class PointWriter:
 
     def _make_directory(self) -> bool:
         """False: another has this id."""
-        self.id = names.new_id()
-        self._directory = os.path.join(self._repository.points_path, self.id)
+        point_id = names.new_id()
+        self._directory = os.path.join(self._repository.points_path, point_id)
+        self.id = point_id  # last: with it `abort` begins to look
         try:
             os.mkdir(self._directory, 0o700)
         except FileExistsError:
