@@ -17,7 +17,9 @@ from proof.crash.steps import BOTH, MOVER, SUBSYSTEM, Step
 from proof.crash.world import TIMEOUT, World, expect, is_stopped, wait_for
 from proof.words import after_the_estimate
 
-RATE = ("--rate", "32M")
+#: A quarter of a second. Giving way to the applications it may be two, and then they have overwritten nearly all, and
+#: hardly a chunk is read from the volume any more.
+RATE = ("--rate", "32M", "--mode", "full")
 #: Where an application has to come to a step: nobody waits for the end of this one, and a busy machine may be slow.
 SLOW = ("--rate", "2M")
 FAILED = (1, 4, 5)  # exit codes of a job whose subsystem died
