@@ -227,6 +227,8 @@ def main() -> int:
     parser.add_argument("--directory", default=None)
     parser.add_argument("--json", default=None)
     options = parser.parse_args()
+    if "local" in options.load and not 1 < options.parts <= options.size // (1 << 20):
+        parser.error(f"--parts {options.parts}: more than one, and each of 1 MiB or more")
     systems = options.system or list(SYSTEMS)
     if not shutil.which("qemu-storage-daemon") and "qemu" in systems:
         print("not measured, not installed: qemu-storage-daemon", file=sys.stderr)

@@ -14,7 +14,7 @@ import pytest
 
 import timezero.jobs.backup as backup_module
 import timezero.repository.writer as writer_module
-from timezero.repository import Repository
+from timezero.repository import Repository, names
 
 TraceFunction = Callable[[FrameType, str, Any], Any]
 LINES = 45  # enough to come to what follows the recovery point's beginning
@@ -50,7 +50,7 @@ def test_an_interrupt_at_each_line_of_a_backup_that_begins(tmp_path: Path) -> No
 
 @contextmanager
 def _interrupted_at(number: int, hit: list[str]) -> Iterator[None]:
-    """The so-manieth line of the backup's run, or of the writer, is interrupted; hit: in which function."""
+    """Interrupts the nth line of the backup's run and of the writer, as they come; hit: the functions it was in."""
     left = number
 
     def each(frame: FrameType, event: str, _: object) -> TraceFunction | None:
@@ -70,6 +70,27 @@ def _interrupted_at(number: int, hit: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def test_an_interrupt_after_another_backups_id_leaves_that_backup_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository.open_or_create(str(tmp_path / "repo"))
+    with repository.writer() as other:
+        pack = Path(other.packs_path, names.pack_name(other.id, 0))
+        pack.write_bytes(b"x")
+        ids = iter([other.id])
+
+        def taken_then_interrupted() -> str:
+            for point_id in ids:
+                return point_id
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(names, "new_id", taken_then_interrupted)
+        with pytest.raises(KeyboardInterrupt), repository.writer():
+            pass
+        assert pack.exists()
+        assert os.listdir(repository.points_path) == [other.id]
 
 
 def test_leaving_one_that_has_not_begun_touches_nothing(tmp_path: Path) -> None:

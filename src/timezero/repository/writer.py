@@ -66,6 +66,7 @@ class PointWriter:
         try:
             os.mkdir(self._directory, 0o700)
         except FileExistsError:
+            self.id = ""  # not ours to remove
             return False
         return True
 
