@@ -30,10 +30,12 @@
 
 #define IDLE_NS (500 * MS)
 
-/* Levels to one of strain; most at once; and most of what it was too steep to go down at once that is remembered. */
-#define GAIN 1.0
-#define MOST (2.0 * OCTAVE)
-#define DEBT 32.0
+/* Levels to one of strain; most at once; and most of what is remembered of going down: of what was too steep to be gone at
+ * once, and of what may have been chance. */
+#define GAIN  1.0
+#define MOST  (2.0 * OCTAVE)
+#define DEBT  32.0
+#define DOUBT (1.0 * OCTAVE)
 
 /* A sidefile that fills is in the way of being quiet: it does not begin then, and ends beyond this, for some time. */
 #define LISTEN_PRESSURE 0.5
@@ -106,6 +108,24 @@ static int given(const tz_controller *c, const tz_sight *sight)
     return level;
 }
 
+/* Beyond MOST and below what is nearly always kind it goes for good reason only; what it does not go is a debt. */
+static void lower(tz_controller *c, const tz_sight *sight)
+{
+    bool certain = sight->reading.certain;
+    double down = GAIN * (sight->reading.now - 1), least = certain ? 0 : clamp(USUAL_LEVEL, 0, c->level), owed;
+
+    if (down > MOST) {
+        if (certain && c->level <= PACED)
+            c->level = clamp(given(c, sight), 0, c->level);
+        c->debt = clamp(c->debt + down - MOST, 0, DEBT);
+        down = MOST;
+    }
+    owed = least - (c->level - down);
+    if (owed > 0 && c->debt < DOUBT)
+        c->debt = clamp(c->debt + owed, 0, DOUBT);
+    c->level = clamp(c->level - down, least, c->top);
+}
+
 static void judge(tz_controller *c, const tz_sight *sight)
 {
     const tz_reading *reading = &sight->reading;
@@ -114,22 +134,13 @@ static void judge(tz_controller *c, const tz_sight *sight)
     if (reading->now <= 1)
         c->level = clamp(c->asked, c->level, c->top);
     if (reading->now > 1 && c->asked <= c->level) {
-        double down = GAIN * (reading->now - 1);
-
-        if (down > MOST) {
-            if (c->level <= PACED)
-                c->level = clamp(given(c, sight), 0, c->level);
-            c->debt = clamp(c->debt + down - MOST, 0, DEBT);
-            down = MOST;
-        }
-        c->level -= down;
+        lower(c, sight);
     } else if (reading->now <= 1 && reading->standing < 1) {
         double up = GAIN * (1 - reading->standing), paid = clamp(up, 0, c->debt);
 
         c->debt -= paid;
-        c->level += up - paid;
+        c->level = clamp(c->level + up - paid, 0, c->top);
     }
-    c->level = clamp(c->level, 0, c->top);
     c->moved = sight->moved;
     c->moved_ns = sight->now_ns;
 }

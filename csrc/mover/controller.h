@@ -17,7 +17,8 @@
  *   active    of the application's requests some are late, and some may be (meter.h); strain is the one over the other.
  *             Up by a quarter of a level times what strain lacks to 1, down by a quarter times what it is beyond; down by
  *             two levels at most, and what is beyond that is a debt, paid before it goes up again. Where so much is beyond,
- *             and the level promises more than the device gives, down from what it gave.
+ *             and the level promises more than the device gives, down from what it gave. Below one request of 256K in
+ *             flight, which is nearly always kind, only where strain is more than chance explains (gauge.h).
  *
  * In proportion to the strain, because that is a mean of counts: where up and down cancel out, exactly as many requests are
  * late as may be, however few there are in a window, and the target is made use of (stochastic approximation of a
@@ -64,7 +65,7 @@ typedef struct tz_controller_config {
     uint32_t chunk_size; /* bytes */
 } tz_controller_config;
 
-/* What is seen at one look: the worst of all volumes. */
+/* What is seen at one look, of all volumes. */
 typedef struct tz_sight {
     uint64_t now_ns;
     tz_reading reading;

@@ -1,221 +1,163 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "meter.h"
 
-#include <string.h>
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
 
 #define MS UINT64_C(1000000)
 
-/* A window ends with SAMPLES after SHORT, with what there is after LONG, and is forgotten after LONGEST. SHORT twice is
- * less than the 100 ms in which the mover has to give way. */
-#define SAMPLES 200
-#define SHORT   (40 * MS)
-#define LONG    (500 * MS)
-#define LONGEST (2000 * MS)
-#define LEAST   8
+/* A sum is told when two of its requests may be late, or after this: what one gauge needs to end a window. */
+#define ENOUGH 2.0
+#define LONG   (500 * MS)
 
-/* What is usual before T0 counts when it is of so many. */
-#define KNOWN 200
+/* How often there is quiet, and for a gauge that was not listened to yet. As soon, too, when being as quiet as can be does not
+ * help: then it is others, and staying there helps nobody. What the mover had in flight ends in the first SETTLE. */
+#define RELISTEN      (5000 * MS)
+#define RELISTEN_SOON (1000 * MS)
+#define SETTLE        (150 * MS)
 
-/* Listening ends with forty beyond the 99th percentile, or when it has cost enough of the copy's time; where nothing is known,
- * or next to nothing comes, more may be spent on it. What the mover had in flight ends in the first SETTLE. */
-#define HEARD  4000
-#define LISTEN (250 * MS)
-#define LEARN  (1000 * MS)
-#define SETTLE (150 * MS)
-
-/* How often. Sooner when being as quiet as can be does not help: then it is others, and staying there helps nobody. */
-#define RELISTEN         (5000 * MS)
-#define RELISTEN_IN_VAIN (1000 * MS)
-
-/* Of what was known, so many requests count beside those that were heard. */
-#define REMEMBERED UINT64_C(4000)
-
-/* What is heard is at most so many times what was known; interception may do that much at first. A stop of the whole machine
- * while listening would else pass for usual, for minutes. */
-#define JUMP       2.0
-#define JUMP_AT_T0 3.0
-
-#define MAY_BE_LATE 0.01
-#define HEAVY       50.0 /* strain of one window, at most: one stop of a slow disk is not to count for ever */
-
-/* What was told longer ago tells nothing of now. */
-#define STALE (3000 * MS)
-
-static uint64_t requests_in(uint64_t *counts, const tz_gauge *gauge, const tz_load *load)
+int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes)
 {
-    uint64_t total = 0;
+    tz_meter_volume *made = calloc(volumes ? volumes : 1, sizeof(*made));
 
-    for (uint32_t i = 0; i < TZ_LOAD_BUCKETS; i++)
-        total += counts[i] = tz_load_get(&load->histograms[gauge->measure].buckets[i]) - gauge->seen[i];
-    return total;
+    if (!made)
+        return -ENOMEM;
+    *meter = (tz_meter){.target = *target, .volumes = made, .most = volumes};
+    return 0;
 }
 
-static void begin_window(tz_gauge *gauge, const tz_load *load, uint64_t now)
+void tz_meter_fini(tz_meter *meter)
 {
-    for (uint32_t i = 0; i < TZ_LOAD_BUCKETS; i++)
-        gauge->seen[i] = tz_load_get(&load->histograms[gauge->measure].buckets[i]);
-    gauge->began_ns = now;
+    free(meter->volumes);
+    *meter = (tz_meter){0};
 }
 
-/* ---- what is usual ---- */
-
-/* How many took longer; those of its bucket in proportion. */
-static double later_than(const uint64_t *counts, uint64_t ns)
+void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, uint64_t now)
 {
-    uint32_t bucket = tz_load_bucket(ns);
-    uint64_t from = tz_load_bucket_from(bucket), to = tz_load_bucket_from(bucket + 1);
-    double late = (double)counts[bucket] * (double)(to - tz_min_u64(ns, to)) / (double)(to - from);
+    tz_meter_volume *volume = &meter->volumes[meter->count];
 
-    for (uint32_t i = bucket + 1; i < TZ_LOAD_BUCKETS; i++)
-        late += (double)counts[i];
-    return late;
+    assert(meter->count < meter->most);
+    meter->count++;
+    volume->load = load;
+    volume->arrived = tz_load_get(&load->arrived);
+    tz_gauge_init(&volume->gauges[0], TZ_LOAD_READS, &meter->target, load, usual, now);
+    tz_gauge_init(&volume->gauges[1], TZ_LOAD_UPDATES, &meter->target, load, usual, now);
+    meter->began_ns = now;
 }
 
-static double heard_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total)
+void tz_meter_leave(tz_meter *meter, uint32_t volume)
 {
-    double heard = (double)tz_load_quantile_of(counts, total, 1 - gauge->share);
-    double most = gauge->usual_ns * (gauge->since ? JUMP : JUMP_AT_T0);
-
-    return gauge->usual_ns > 0 && heard > most ? most : heard;
+    meter->volumes[volume].load = NULL;
 }
 
-/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. Where
- * that is of few, more may be late, until more was heard. */
-static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total)
+static bool is_active(tz_meter_volume *volume)
 {
-    double before, now = (double)total;
+    uint64_t arrived = tz_load_get(&volume->load->arrived);
+    bool came = arrived != volume->arrived;
 
-    if (!gauge->since)
-        gauge->known = 0;
-    before = (double)tz_min_u64(gauge->known, REMEMBERED);
-    gauge->known += total;
-    gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
-    gauge->usual_ns = (gauge->usual_ns * before + heard_of(gauge, counts, total) * now) / (before + now);
-    gauge->late_ns = tz_max_u64((uint64_t)(gauge->usual_ns * target->factor), tz_max_u64(gauge->least_ns, 1));
-    gauge->since = true;
-}
-
-static void begin_gauge(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
-                        const tz_load *usual, uint64_t now)
-{
-    uint64_t counts[TZ_LOAD_BUCKETS], total = 0;
-
-    memset(gauge, 0, sizeof(*gauge));
-    gauge->measure = measure;
-    gauge->late_ns = target->ns;
-    gauge->share = MAY_BE_LATE;
-    begin_window(gauge, load, now);
-    for (uint32_t i = 0; i < TZ_LOAD_BUCKETS; i++)
-        total += counts[i] = tz_load_get(&usual->histograms[measure].buckets[i]);
-    if (target->ns || total < KNOWN)
-        return;
-    learn(gauge, target, counts, total);
-    gauge->least_ns = gauge->late_ns;
-    gauge->since = false;
-    gauge->busy = true; /* and is listened to first of all */
-}
-
-void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load, const tz_load *usual, uint64_t now_ns)
-{
-    meter->target = *target;
-    meter->arrived = tz_load_get(&load->arrived);
-    meter->calm = TZ_CALM_NOT;
-    meter->turned_ns = 0;
-    begin_gauge(&meter->gauges[0], TZ_LOAD_READS, target, load, usual, now_ns);
-    begin_gauge(&meter->gauges[1], TZ_LOAD_UPDATES, target, load, usual, now_ns);
+    volume->arrived = arrived;
+    return came || atomic_load_explicit(&volume->load->reads_in_flight, memory_order_relaxed) != 0 ||
+           atomic_load_explicit(&volume->load->updates_in_flight, memory_order_relaxed) != 0;
 }
 
 static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t now)
 {
-    bool in_vain = meter->calm != TZ_CALM_NOT && gauge->told_ns && gauge->strain > 1;
+    bool in_vain = meter->calm != TZ_CALM_NOT && tz_gauge_tells(gauge, now) && meter->strain > 1;
+    uint64_t soon = !gauge->tried_ns || in_vain ? RELISTEN_SOON : RELISTEN;
 
     if (meter->target.ns || !gauge->busy)
         return false;
-    return !gauge->tried_ns || now - gauge->tried_ns >= (in_vain ? RELISTEN_IN_VAIN : RELISTEN);
-}
-
-/* A window of a quiet time. */
-static void listen_to(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now)
-{
-    uint64_t counts[TZ_LOAD_BUCKETS], total = requests_in(counts, gauge, load), age = now - gauge->began_ns;
-
-    if (total < HEARD && age < (gauge->known && total >= LEAST ? LISTEN : LEARN))
-        return;
-    gauge->busy = total >= LEAST;
-    gauge->tried_ns = now;
-    if (gauge->busy)
-        learn(gauge, &meter->target, counts, total);
-    begin_window(gauge, load, now);
-}
-
-/* ---- strain ---- */
-
-static void judge(tz_gauge *gauge, const uint64_t *counts, uint64_t total, uint64_t now)
-{
-    double strain = later_than(counts, gauge->late_ns) / ((double)total * gauge->share);
-
-    gauge->strain = strain < HEAVY ? strain : HEAVY;
-    gauge->told_ns = now;
-}
-
-static bool has_ended(const tz_gauge *gauge, uint64_t total, uint64_t now)
-{
-    uint64_t age = now - gauge->began_ns;
-
-    return (total >= SAMPLES && age >= SHORT) || (total >= LEAST && age >= LONG) || age >= LONGEST;
-}
-
-/* True when the gauge has something new to tell. */
-static bool look_at(const tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now)
-{
-    uint64_t counts[TZ_LOAD_BUCKETS], total = requests_in(counts, gauge, load);
-
-    if (!has_ended(gauge, total, now))
+    if (gauge->tried_ns && now - gauge->tried_ns < soon)
         return false;
-    gauge->busy = total >= LEAST;
-    if (gauge->busy && gauge->late_ns && (meter->target.ns || gauge->since))
-        judge(gauge, counts, total, now);
+    /* Not because of one after the other. */
+    return meter->calm == TZ_CALM_QUIET || !meter->turned_ns || now - meter->turned_ns >= soon;
+}
+
+static void begin_sum(tz_meter *meter, uint64_t now)
+{
+    meter->sum = (tz_lateness){0};
+    meter->misheard = 0;
+    meter->began_ns = now;
+}
+
+/* Who was misheard has nothing to do with who else was: squares add up. */
+static void add(tz_meter *meter, const tz_gauge *gauge)
+{
+    const tz_lateness *window = &gauge->window;
+
+    meter->sum.late += window->late;
+    meter->sum.may_be += window->may_be;
+    meter->misheard += window->may_be * window->may_be / tz_gauge_heard(gauge, &meter->target);
+}
+
+/* True when there is enough for something new to be told. */
+static bool sum_up(tz_meter *meter, uint64_t now)
+{
+    const tz_lateness *sum = &meter->sum;
+
+    if (sum->may_be < ENOUGH && (sum->may_be <= 0 || now - meter->began_ns < LONG))
+        return false;
+    meter->strain = tz_lateness_strain(sum);
+    tz_lateness_pass(&meter->lately, sum);
+    meter->certain = tz_lateness_is_beyond(&meter->lately, sum->may_be * sum->may_be / meter->misheard, TZ_CHANCE_2);
+    meter->told = true;
+    begin_sum(meter, now);
+    return true;
+}
+
+static void tell(tz_reading *reading, double strain, bool fresh, bool certain)
+{
+    if (fresh && (!reading->fresh || strain > reading->now))
+        reading->now = strain;
+    reading->fresh |= fresh;
+    reading->certain |= fresh && certain;
+    reading->standing = strain > reading->standing ? strain : reading->standing;
+}
+
+static void look_at(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint64_t now, tz_reading *reading)
+{
+    bool quiet = meter->calm == TZ_CALM_QUIET, fresh = false;
+
+    if (now == meter->turned_ns || (quiet && now - meter->turned_ns < SETTLE))
+        tz_gauge_restart(gauge, load, now);
+    else if (quiet && gauge->busy) /* all at once, so that not each of them needs a quiet of its own */
+        tz_gauge_listen(gauge, &meter->target, load, now);
     else
-        gauge->told_ns = 0;
-    begin_window(gauge, load, now);
-    return gauge->told_ns != 0;
-}
-
-static void tell(const tz_gauge *gauge, bool fresh, tz_reading *reading)
-{
-    if (fresh) {
-        reading->now = gauge->strain > reading->now ? gauge->strain : reading->now;
-        reading->fresh = true;
+        fresh = tz_gauge_look(gauge, &meter->target, load, now);
+    if (fresh)
+        add(meter, gauge);
+    if (tz_gauge_tells(gauge, now)) {
+        reading->known = true;
+        if (gauge->stands_out)
+            tell(reading, tz_lateness_strain(&gauge->window), fresh, true);
     }
-    reading->known = true;
-    reading->standing = gauge->strain > reading->standing ? gauge->strain : reading->standing;
+    reading->wants_quiet |= wants_quiet(meter, gauge, now);
 }
 
-tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm, uint64_t now_ns)
+tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns)
 {
-    uint64_t arrived = tz_load_get(&load->arrived);
-    tz_reading reading = {.active = arrived != meter->arrived};
-    bool quiet = calm == TZ_CALM_QUIET, turns = quiet != (meter->calm == TZ_CALM_QUIET);
+    tz_reading reading = {0};
 
-    reading.active |= atomic_load_explicit(&load->reads_in_flight, memory_order_relaxed) != 0;
-    reading.active |= atomic_load_explicit(&load->updates_in_flight, memory_order_relaxed) != 0;
-    meter->arrived = arrived;
-    meter->calm = calm;
-    if (turns)
+    if ((calm == TZ_CALM_QUIET) != (meter->calm == TZ_CALM_QUIET)) {
         meter->turned_ns = now_ns;
-    for (uint32_t i = 0; i < TZ_METER_GAUGES; i++) {
-        tz_gauge *gauge = &meter->gauges[i];
-        bool fresh = false;
-
-        if (turns || (quiet && now_ns - meter->turned_ns < SETTLE))
-            begin_window(gauge, load, now_ns);
-        else if (quiet && gauge->busy) /* all at once, so that not each of them needs a quiet of its own */
-            listen_to(meter, gauge, load, now_ns);
-        else
-            fresh = look_at(meter, gauge, load, now_ns);
-        if (gauge->told_ns && now_ns - gauge->told_ns < STALE)
-            tell(gauge, fresh, &reading);
-        reading.wants_quiet |= wants_quiet(meter, gauge, now_ns);
+        begin_sum(meter, now_ns);
     }
+    meter->calm = calm;
+    for (uint32_t i = 0; i < meter->count; i++) {
+        tz_meter_volume *volume = &meter->volumes[i];
+
+        if (!volume->load)
+            continue;
+        reading.active |= is_active(volume);
+        for (uint32_t g = 0; g < TZ_METER_GAUGES; g++)
+            look_at(meter, &volume->gauges[g], volume->load, now_ns, &reading);
+    }
+    if (sum_up(meter, now_ns))
+        tell(&reading, meter->strain, true, meter->certain);
+    else if (reading.known && meter->told)
+        tell(&reading, meter->strain, false, false);
+    meter->told &= reading.known;
+    reading.known = meter->told || reading.fresh;
     return reading;
 }

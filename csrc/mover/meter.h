@@ -1,35 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How strained the application is on one volume: of its requests, the share that is late, over the share that may be.
+ * How strained the application is: of its requests on all volumes, the share that is late, over the share that may be
+ * (gauge.h). 1: the target is just kept.
  *
- *   late      longer than an absolute target, or than a factor of what is usual at the 99th percentile
- *   may be    one in a hundred, for that is what a 99th percentile means (one of all there are, where what is usual is
- *             known of fewer than a hundred)
- *   strain    1: the target is just kept
+ * Counted, and not the percentile of a window over that of another: those are of a few samples beyond the 99th, so that they
+ * stray by a fifth to both sides, and whoever acts on them keeps much farther from the target than told. A count strays as
+ * much, but its mean is exact, and so is the mean of what is done in proportion to it. It also takes stops of the whole
+ * machine (40 to 460 ms, now and then) for what they are: a few late requests, those that were in flight.
  *
- * taken of each measure (tz/load.h) by itself, in windows of its own, and the worst of them told. Counted, and not the
- * percentile of a window over that of another: those are of a few samples beyond the 99th, so that they stray by a fifth to
- * both sides, and whoever acts on them keeps much farther from the target than told. A count strays as much, but its
- * mean is exact, and so is the mean of what is done in proportion to it. It also takes stops of the whole machine (40 to
- * 460 ms, now and then) for what they are: a few late requests, those that were in flight.
+ * Of all together, and not the worst: reads and updates of each volume have a window each, and the worst of many counts that
+ * stray is nearly always too much. Sixteen volumes of which each is within its target kept the mover at its floor so, at
+ * 0.9 times what was usual. But a volume that suffers is not to be outvoted by others that are many times as busy, or
+ * that lie on a faster disk: one that stands out (more late than chance explains) counts by itself, as long as it does.
  *
- * What is usual. Before T0 it is what the gate saw then. From T0 on updates are intercepted: they wait for the read of their
- * before-image, which is the price of T0 and not of copying. Slower copying does not lower it but makes it last longer, and
- * with it what a busy application loses. Neighbours come and go, too, and applications get busier. So at once, and then every
- * RELISTEN_NS, the meter wants quiet, and what it hears counts by how many requests that was: the factor is of what the
- * application has without copying. Never less than before T0, which the user was content with. Until it has heard
- * something it does not judge.
- *
+ * The meter wants quiet at once, and then every RELISTEN, so that its gauges hear what is usual; all of them at once.
  * An absolute target is the user's word: with that nothing is listened to.
  *
+ * Memory   a pair of gauges a volume, from init on.
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
 #ifndef TZ_MOVER_METER_H
 #define TZ_MOVER_METER_H
 
-#include "tz/load.h"
+#include "gauge.h"
 
-#define TZ_METER_GAUGES 2 /* reads, updates */
+#define TZ_METER_GAUGES 2 /* of a volume: reads, updates */
 
 /* What the mover has done since the last look. */
 enum tz_calm {
@@ -38,49 +33,48 @@ enum tz_calm {
     TZ_CALM_QUIET, /* next to nothing, so that what is heard is the application alone */
 };
 
-typedef struct tz_target {
-    uint64_t ns;   /* 0: relative to what is usual */
-    double factor; /* of that */
-} tz_target;
-
-/* One measure. */
-typedef struct tz_gauge {
-    enum tz_load_measure measure;
-    uint64_t seen[TZ_LOAD_BUCKETS]; /* counts at the window's beginning */
-    uint64_t began_ns;
-    double usual_ns;            /* latency that all but `share` are within */
-    uint64_t known;             /* requests that it is of; 0: nothing is */
-    uint64_t tried_ns;          /* when it was last listened to; 0: not yet */
-    uint64_t late_ns, least_ns; /* from where a request is late; what that was before T0. 0: not known */
-    double share;               /* that may be late */
-    double strain;              /* of the last window */
-    uint64_t told_ns;           /* when there last was one; 0: none that can be judged */
-    bool since;                 /* something was heard since T0, and `known` is of that */
-    bool busy;                  /* the last window had enough to listen to */
-} tz_gauge;
+typedef struct tz_meter_volume {
+    const tz_load *load; /* NULL: it has left */
+    uint64_t arrived;    /* requests, at the last look */
+    tz_gauge gauges[TZ_METER_GAUGES];
+} tz_meter_volume;
 
 typedef struct tz_meter {
-    tz_gauge gauges[TZ_METER_GAUGES];
     tz_target target;
-    uint64_t arrived; /* requests, at the last look */
+    tz_meter_volume *volumes;
+    uint32_t count, most;
+    tz_lateness sum; /* of windows that have ended since it was told last, */
+    double misheard; /* and how far that may stray for what is usual: the square of a standard deviation */
+    tz_lateness lately;
+    uint64_t began_ns;
+    double strain; /* of all together, when it was told last */
+    bool certain;  /* and more than chance explains */
+    bool told;
     enum tz_calm calm;
-    uint64_t turned_ns; /* when quiet last began or ended */
+    uint64_t turned_ns; /* when quiet last began or ended; 0: never */
 } tz_meter;
 
 typedef struct tz_reading {
     bool active;      /* a request is in flight, or came since the last look */
-    bool fresh;       /* a window has ended at this look, and `now` is the worst of those that did */
+    bool fresh;       /* at this look there is something new, and `now` is the worst of that */
     bool known;       /* `standing` says something */
     bool wants_quiet; /* to hear what is usual */
+    bool certain;     /* `now`, where it is too much, is more than chance explains */
     double now;
-    double standing; /* the worst that is latest of all measures */
+    double standing; /* the worst of what was told last */
 } tz_reading;
 
-/* `usual`, of before T0, counts where it says enough. Windows begin now. */
-void tz_meter_init(tz_meter *meter, const tz_target *target, const tz_load *load, const tz_load *usual,
-                   uint64_t now_ns);
+/* For so many volumes, none of which is added yet. -ENOMEM. */
+int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes);
+void tz_meter_fini(tz_meter *meter);
+
+/* The next volume: what its gate tells from now on, in memory that stays until it leaves, and what that told before T0. */
+void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, uint64_t now_ns);
+
+/* That volume, in the order in which they were added, is not looked at any more. */
+void tz_meter_leave(tz_meter *meter, uint32_t volume);
 
 /* Windows begin anew when quiet begins and when it ends. */
-tz_reading tz_meter_look(tz_meter *meter, const tz_load *load, enum tz_calm calm, uint64_t now_ns);
+tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns);
 
 #endif

@@ -13,10 +13,8 @@
  * Waiting (outside of its hours): nothing is begun but chunks that a sidefile needs copied, as long as it does.
  */
 #include <errno.h>
-#include <stdlib.h>
 
 #include "internal.h"
-#include "meter.h"
 
 #define TZ_BURST_NS (20 * UINT64_C(1000000))
 
@@ -37,7 +35,7 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config, uint32_t frame
     pace->look_ns = 0;
     pace->full = config->workers * config->depth;
     pace->frames = frames;
-    pace->meters = NULL;
+    pace->meter = (tz_meter){0};
     pace->gates = 0;
     pace->calm = TZ_CALM_NOT;
     atomic_init(&pace->waiting, false);
@@ -51,7 +49,7 @@ void tz_pace_create(tz_pace *pace, const tz_mover_config *config, uint32_t frame
 
 void tz_pace_destroy(tz_pace *pace)
 {
-    free(pace->meters);
+    tz_meter_fini(&pace->meter);
     pthread_mutex_destroy(&pace->lock);
 }
 
@@ -92,16 +90,17 @@ int tz_pace_prepare(tz_mover *mover)
     uint32_t at = 0, gates = 0;
     tz_activity activity;
     bool copying;
+    int rc;
 
     while (pace->yields && next_gate(mover, &at, &activity, &copying))
         gates++;
     if (gates == 0)
         return 0;
-    pace->meters = calloc(gates, sizeof(*pace->meters));
-    if (!pace->meters)
-        return -ENOMEM;
+    rc = tz_meter_init(&pace->meter, &pace->target, gates);
+    if (rc < 0)
+        return rc;
     for (at = 0; pace->gates < gates && next_gate(mover, &at, &activity, &copying); pace->gates++) {
-        tz_meter_init(&pace->meters[pace->gates], &pace->target, activity.load, activity.usual, now);
+        tz_meter_add(&pace->meter, activity.load, activity.usual, now);
         last = tz_max_u64(last, tz_load_get(&activity.load->last_ns));
     }
     /* A clock of another time namespace: nothing is known, and the application is taken to be there. */
@@ -124,17 +123,6 @@ bool tz_pace_drains(const tz_activity *activity)
     return pressure_of(activity) > 0;
 }
 
-static void join(tz_reading *all, const tz_reading *one)
-{
-    if (one->fresh && (!all->fresh || one->now > all->now))
-        all->now = one->now;
-    all->standing = one->standing > all->standing ? one->standing : all->standing;
-    all->active |= one->active;
-    all->fresh |= one->fresh;
-    all->known |= one->known;
-    all->wants_quiet |= one->wants_quiet;
-}
-
 /* Under the lock: the load of all gates since the last look, and what follows from it. */
 static void look(tz_mover *mover, uint64_t now)
 {
@@ -147,15 +135,14 @@ static void look(tz_mover *mover, uint64_t now)
     bool copying;
 
     for (uint32_t gate = 0; gate < pace->gates && next_gate(mover, &at, &activity, &copying); gate++) {
-        tz_reading reading;
-
-        if (!copying)
+        if (!copying) {
+            tz_meter_leave(&pace->meter, gate);
             continue;
-        reading = tz_meter_look(&pace->meters[gate], activity.load, pace->calm, now);
-        join(&sight.reading, &reading);
+        }
         rests &= !activity.past_low;
         sight.pressure = pressure_of(&activity) > sight.pressure ? pressure_of(&activity) : sight.pressure;
     }
+    sight.reading = tz_meter_look(&pace->meter, pace->calm, now);
     sight.rests = rests;
     press = tz_controller_look(&pace->controller, &sight);
     pace->calm = press.calm;

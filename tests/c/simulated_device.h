@@ -12,14 +12,15 @@
 #include "../../csrc/mover/controller.h"
 #include "check.h"
 
-#define SIM_US     UINT64_C(1000)
-#define SIM_MS     UINT64_C(1000000)
-#define SIM_S      UINT64_C(1000000000)
-#define SIM_NEVER  UINT64_MAX
-#define SIM_SLOTS  64
-#define SIM_CHUNK  (1024 * TZ_KIB)
-#define SIM_FULL   8
-#define SIM_SERVER 16
+#define SIM_US      UINT64_C(1000)
+#define SIM_MS      UINT64_C(1000000)
+#define SIM_S       UINT64_C(1000000000)
+#define SIM_NEVER   UINT64_MAX
+#define SIM_SLOTS   64
+#define SIM_CHUNK   (1024 * TZ_KIB)
+#define SIM_FULL    8
+#define SIM_SERVER  16
+#define SIM_VOLUMES 16
 
 typedef struct sim {
     /* The disk. */
@@ -31,7 +32,8 @@ typedef struct sim {
     uint64_t neighbour_ns; /* mean between two requests of 4 KiB of somebody else's; 0: none */
     uint64_t neighbour_next;
 
-    /* The application: so many of 4 KiB in flight, each again after a pause of about this. 0: rests. */
+    /* The application: so many of 4 KiB in flight, dealt out to the volumes in turn, each again after a pause of about
+     * this. 0: rests. */
     uint32_t depth;
     uint64_t think_ns;
     uint32_t read_percent;
@@ -52,13 +54,14 @@ typedef struct sim {
     bool rests; /* outside of its hours: begins nothing */
 
     uint64_t now, random;
-    tz_load load, usual;
+    uint32_t volumes;
+    tz_load loads[SIM_VOLUMES], usual[SIM_VOLUMES];
     tz_meter meter;
     tz_controller controller;
     tz_press press;
     bool moves;
     uint64_t looked_ns;
-    tz_load *into;
+    tz_load *into; /* one of the two */
 } sim;
 
 static inline uint64_t sim_random(sim *s)
@@ -93,6 +96,12 @@ static inline void sim_stop(sim *s, uint64_t ns)
         s->free_ns[i] = tz_max_u64(s->free_ns[i], s->now) + ns;
 }
 
+static inline void sim_free(sim *s)
+{
+    tz_meter_fini(&s->meter);
+    free(s);
+}
+
 static inline sim *sim_make(uint32_t servers, uint64_t fixed_ns, double ns_a_byte, uint64_t seed)
 {
     sim *s = calloc(1, sizeof(*s));
@@ -103,7 +112,8 @@ static inline sim *sim_make(uint32_t servers, uint64_t fixed_ns, double ns_a_byt
     s->ns_a_byte = ns_a_byte;
     s->random = seed * 2 + 1;
     s->now = SIM_S;
-    s->into = &s->usual;
+    s->volumes = 1;
+    s->into = s->usual;
     s->neighbour_next = SIM_NEVER;
     s->chunk = SIM_CHUNK;
     s->frames = SIM_FULL;
@@ -149,9 +159,11 @@ static inline void sim_begin(sim *s, double factor, uint64_t target_ns, bool idl
     tz_controller_config config = {.full = SIM_FULL, .frames = s->frames, .chunk_size = s->chunk};
     tz_target target = {.ns = target_ns, .factor = factor};
 
-    s->into = &s->load;
+    s->into = s->loads;
     s->moves = true;
-    tz_meter_init(&s->meter, &target, &s->load, &s->usual, s->now);
+    CHECK_EQ(tz_meter_init(&s->meter, &target, s->volumes), 0);
+    for (uint32_t v = 0; v < s->volumes; v++)
+        tz_meter_add(&s->meter, &s->loads[v], &s->usual[v], s->now);
     tz_controller_init(&s->controller, &config, idle, s->now);
     s->looked_ns = s->now - TZ_LOOK_NS;
 }
@@ -168,14 +180,16 @@ static inline void sim_issue(sim *s, uint32_t slot)
 
 static inline void sim_application_step(sim *s, uint32_t slot)
 {
-    _Atomic uint32_t *in_flight = s->is_read[slot] ? &s->load.reads_in_flight : &s->load.updates_in_flight;
+    tz_load *load = &s->loads[slot % s->volumes];
+    _Atomic uint32_t *in_flight = s->is_read[slot] ? &load->reads_in_flight : &load->updates_in_flight;
+    enum tz_load_measure measure = s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_UPDATES;
 
     if (s->held[slot]) {
         sim_issue(s, slot);
         return;
     }
     if (s->began[slot]) {
-        tz_load_add(&s->into->histograms[s->is_read[slot] ? TZ_LOAD_READS : TZ_LOAD_UPDATES], s->now - s->began[slot]);
+        tz_load_add(&s->into[slot % s->volumes].histograms[measure], s->now - s->began[slot]);
         s->began[slot] = 0;
         atomic_fetch_sub(in_flight, 1);
         s->next[slot] = slot < s->depth ? s->now + sim_about(s, s->think_ns) : SIM_NEVER;
@@ -186,8 +200,8 @@ static inline void sim_application_step(sim *s, uint32_t slot)
         return;
     }
     s->is_read[slot] = sim_random(s) % 100 < s->read_percent;
-    atomic_fetch_add(s->is_read[slot] ? &s->load.reads_in_flight : &s->load.updates_in_flight, 1);
-    tz_load_bump(&s->load.arrived, 1);
+    atomic_fetch_add(s->is_read[slot] ? &load->reads_in_flight : &load->updates_in_flight, 1);
+    tz_load_bump(&load->arrived, 1);
     s->began[slot] = s->now;
     s->held[slot] = s->moves && !s->is_read[slot] && s->intercept_percent > sim_random(s) % 100;
     if (s->held[slot])
@@ -227,7 +241,7 @@ static inline void sim_look(sim *s)
     tz_sight sight = {.now_ns = s->now, .moved = s->moved, .pressure = s->pressure, .rests = s->rests};
     uint64_t piece, places;
 
-    sight.reading = tz_meter_look(&s->meter, &s->load, s->press.calm, s->now);
+    sight.reading = tz_meter_look(&s->meter, s->press.calm, s->now);
     s->press = tz_controller_look(&s->controller, &sight);
     s->looked_ns = s->now;
     CHECK(s->press.depth >= 1 && s->press.depth <= SIM_FULL);
@@ -293,7 +307,7 @@ static inline void sim_run(sim *s, uint64_t ns)
 
 /* ---- what came of it ---- */
 
-/* p99 of what ended in the next `ns`, in ns. */
+/* p99 of what ended on the first volume in the next `ns`, in ns. */
 static inline uint64_t sim_p99(sim *s, enum tz_load_measure measure, uint64_t ns)
 {
     uint64_t before[TZ_LOAD_BUCKETS], total = 0;

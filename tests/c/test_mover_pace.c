@@ -162,7 +162,7 @@ static void the_target_is_the_users(void)
         r.mover.config.latency_percent = asked[i].percent;
         tz_pace_create(&r.mover.pace, &r.mover.config, DEPTH);
         CHECK_EQ(tz_pace_prepare(&r.mover), 0);
-        target = &r.mover.pace.meters[0].target;
+        target = &r.mover.pace.meter.target;
         CHECK_EQ(target->ns, asked[i].ns);
         CHECK(target->factor > asked[i].factor - 0.001 && target->factor < asked[i].factor + 0.001);
         tz_pace_destroy(&r.mover.pace);
