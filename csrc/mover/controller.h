@@ -87,7 +87,7 @@ typedef struct tz_controller {
     tz_controller_config config;
     double top, level; /* in quarters of a power of two */
     double asked;      /* by a filling sidefile */
-    double debt;       /* levels that it was too steep to go down at once: paid before going up */
+    double debt;       /* levels that it did not go down, for steepness or doubt: paid before going up */
     double usable;     /* level for an application that comes back */
     uint64_t busy_ns;  /* when a request was last seen */
     uint64_t look_ns;

@@ -33,10 +33,19 @@
 #define MAY_BE_LATE 0.01
 #define HEAVY       50.0
 
-/* Of what was late lately, after a window. */
+/* Of what was late lately, what is left after a window. */
 #define FADES 0.75
 
+/* Of an absolute target. */
 #define EXACT 1e12
+
+/* Standard deviations. Four would be chance enough for quiet times; but latencies crowd just beyond a line that was heard too
+ * low, and with a little more in the queue many times as many pass it (simulated: sixteen volumes at a third of their speed).
+ */
+#define STANDS_OUT 6.0
+
+/* Fewer tell nothing. */
+#define COUNTED 2.0
 
 /* What was told longer ago tells nothing of now. */
 #define STALE (3000 * MS)
@@ -76,18 +85,23 @@ static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *coun
     if (!gauge->since)
         gauge->known = 0;
     before = (double)tz_min_u64(gauge->known, REMEMBERED);
-    gauge->known += total;
+    gauge->known = tz_min_u64(gauge->known + total, 2 * REMEMBERED);
     gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
     gauge->usual_ns = (gauge->usual_ns * before + heard_of(gauge, counts, total) * now) / (before + now);
     gauge->late_ns = tz_max_u64((uint64_t)(gauge->usual_ns * target->factor), tz_max_u64(gauge->least_ns, 1));
     gauge->since = true;
+    gauge->lately = (tz_lateness){0};
+    gauge->stands_out = false;
 }
 
+/* Reads are not held: what was heard of them before T0 holds as long as the line is of then. */
 double tz_gauge_heard(const tz_gauge *gauge, const tz_target *target)
 {
     if (target->ns)
         return EXACT;
-    return gauge->late_ns == gauge->least_ns ? gauge->least_heard : (double)gauge->known * gauge->share;
+    if (gauge->measure == TZ_LOAD_READS && gauge->late_ns == gauge->least_ns)
+        return gauge->least_heard;
+    return (double)gauge->known * gauge->share;
 }
 
 void tz_gauge_init(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
@@ -105,7 +119,7 @@ void tz_gauge_init(tz_gauge *gauge, enum tz_load_measure measure, const tz_targe
     if (target->ns || total < KNOWN)
         return;
     learn(gauge, target, counts, total);
-    gauge->least_heard = tz_gauge_heard(gauge, target);
+    gauge->least_heard = (double)gauge->known * gauge->share;
     gauge->least_ns = gauge->late_ns;
     gauge->since = false;
     gauge->busy = true; /* and is listened to first of all */
@@ -151,27 +165,28 @@ void tz_lateness_pass(tz_lateness *lately, const tz_lateness *window)
     lately->may_be = lately->may_be * FADES + window->may_be;
 }
 
-/* What a gamma distribution of mean 1 and shape k reaches with so many standard deviations (Wilson and Hilferty): for k of a
- * quarter, and for twice the one before from there on. */
-static double reach(double k, enum tz_chance chance)
+/* Of 1 and more. */
+static double cube_root(double value)
 {
-    static const double most[][8] = {
-        [TZ_CHANCE_2] = {6.7, 5.1, 3.8, 2.8, 2.2, 1.8, 1.6, 1.4},
-        [TZ_CHANCE_4] = {33.5, 18.9, 11.0, 6.7, 4.4, 3.1, 2.3, 1.9},
-    };
-    size_t at = 0;
+    double root = value;
 
-    for (double next = 0.5; k >= next && at < 7; next *= 2)
-        at++;
-    return most[chance][at];
+    for (double next = (2 * root + value / (root * root)) / 3; next < root;
+         next = (2 * root + value / (root * root)) / 3)
+        root = next;
+    return root;
 }
 
-/* The scatter of the count adds to that of what is usual. */
-bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, enum tz_chance chance)
+/* The chance that so many come late where as many as may be are expected is one of an F distribution: of a count, over a gamma
+ * distribution of what is usual (Paulson's approximation: in standard deviations, as near as one count is to the next). */
+bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, double deviations)
 {
-    double counted = lateness->late;
+    double counted = lateness->late, root, above;
 
-    return counted > 0 && counted > lateness->may_be * reach(counted * heard / (counted + heard), chance);
+    if (counted < COUNTED || counted <= lateness->may_be)
+        return false;
+    root = cube_root(counted / lateness->may_be);
+    above = (1 - 1 / (9 * counted)) * root - (1 - 1 / (9 * heard));
+    return above > 0 && above * above > deviations * deviations * (root * root / counted + 1 / heard) / 9;
 }
 
 static void judge(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total, uint64_t now)
@@ -180,8 +195,7 @@ static void judge(tz_gauge *gauge, const tz_target *target, const uint64_t *coun
     if (!gauge->told_ns)
         gauge->lately = (tz_lateness){0};
     tz_lateness_pass(&gauge->lately, &gauge->window);
-    gauge->stands_out =
-        tz_lateness_is_beyond(&gauge->lately, target->ns ? EXACT : (double)gauge->known * gauge->share, TZ_CHANCE_4);
+    gauge->stands_out = tz_lateness_is_beyond(&gauge->lately, tz_gauge_heard(gauge, target), STANDS_OUT);
     gauge->told_ns = now;
 }
 

@@ -14,10 +14,10 @@
  *
  * What is heard of few says little. Where k of n requests took longer than some latency, the share of all others that do is
  * k/n only in the mean: it strays as a gamma distribution of shape k does, by its own size where k is 1. So strain alone
- * (meter.h) does not tell who suffers from who was misheard; tz_lateness_is_beyond does: more are late than mishearing and
- * the scatter of a count explain. A gauge stands out when that is so but for once in some ten thousand times, for many
- * volumes try often.
+ * (meter.h) does not tell who suffers from who was misheard. Whoever stands out has more late than that and the scatter of
+ * a count explain.
  *
+ * Memory   the caller's.
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
 #ifndef TZ_MOVER_GAUGE_H
@@ -34,12 +34,6 @@ typedef struct tz_target {
 typedef struct tz_lateness {
     double late, may_be;
 } tz_lateness;
-
-/* How far from what is to be expected counts as chance, in standard deviations. */
-enum tz_chance {
-    TZ_CHANCE_2,
-    TZ_CHANCE_4,
-};
 
 typedef struct tz_gauge {
     enum tz_load_measure measure;
@@ -75,16 +69,16 @@ bool tz_gauge_look(tz_gauge *gauge, const tz_target *target, const tz_load *load
 /* Whether the last window says something of now. */
 bool tz_gauge_tells(const tz_gauge *gauge, uint64_t now_ns);
 
-/* Shape of the distribution by which what is usual strays (above): 1 to 40, and next to infinite for an absolute target. */
+/* Shape of the distribution by which what is usual strays (above): 1 to 80, and next to infinite for an absolute target. */
 double tz_gauge_heard(const tz_gauge *gauge, const tz_target *target);
 
 /* How many are late over how many may be, at most HEAVY: one stop of a slow disk is not to count for ever. */
 double tz_lateness_strain(const tz_lateness *lateness);
 
-/* Adds a window, what was there before counts less. */
+/* Adds a window; what was there before counts less. */
 void tz_lateness_pass(tz_lateness *lately, const tz_lateness *window);
 
-/* heard: the shape of what is usual. */
-bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, enum tz_chance chance);
+/* Whether that is more than chance explains. heard: the shape of what is usual; deviations: standard ones. */
+bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, double deviations);
 
 #endif

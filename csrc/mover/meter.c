@@ -17,6 +17,9 @@
 #define RELISTEN_SOON (1000 * MS)
 #define SETTLE        (150 * MS)
 
+/* Standard deviations: one in fifty. */
+#define CERTAIN 2.0
+
 int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes)
 {
     tz_meter_volume *made = calloc(volumes ? volumes : 1, sizeof(*made));
@@ -46,8 +49,16 @@ void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, ui
     meter->began_ns = now;
 }
 
+static void forget(tz_meter *meter)
+{
+    meter->lately = (tz_lateness){0};
+    meter->told = false;
+}
+
 void tz_meter_leave(tz_meter *meter, uint32_t volume)
 {
+    if (meter->volumes[volume].load)
+        forget(meter);
     meter->volumes[volume].load = NULL;
 }
 
@@ -61,9 +72,16 @@ static bool is_active(tz_meter_volume *volume)
            atomic_load_explicit(&volume->load->updates_in_flight, memory_order_relaxed) != 0;
 }
 
+/* By itself, whatever all together do. */
+static bool suffers(const tz_gauge *gauge)
+{
+    return gauge->stands_out && tz_lateness_strain(&gauge->window) > 1;
+}
+
 static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t now)
 {
-    bool in_vain = meter->calm != TZ_CALM_NOT && tz_gauge_tells(gauge, now) && meter->strain > 1;
+    bool strained = tz_gauge_tells(gauge, now) && (meter->strain > 1 || suffers(gauge));
+    bool in_vain = meter->calm != TZ_CALM_NOT && strained;
     uint64_t soon = !gauge->tried_ns || in_vain ? RELISTEN_SOON : RELISTEN;
 
     if (meter->target.ns || !gauge->busy)
@@ -77,30 +95,35 @@ static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t n
 static void begin_sum(tz_meter *meter, uint64_t now)
 {
     meter->sum = (tz_lateness){0};
-    meter->misheard = 0;
     meter->began_ns = now;
 }
 
-/* Who was misheard has nothing to do with who else was: squares add up. */
-static void add(tz_meter *meter, const tz_gauge *gauge)
+/* How well all together are known. Who was misheard has nothing to do with who else was: squares add up. */
+static double heard_of_all(const tz_meter *meter, uint64_t now)
 {
-    const tz_lateness *window = &gauge->window;
+    double sum = 0, squares = 0;
 
-    meter->sum.late += window->late;
-    meter->sum.may_be += window->may_be;
-    meter->misheard += window->may_be * window->may_be / tz_gauge_heard(gauge, &meter->target);
+    for (uint32_t i = 0; i < meter->count * TZ_METER_GAUGES; i++) {
+        const tz_meter_volume *volume = &meter->volumes[i / TZ_METER_GAUGES];
+        const tz_gauge *gauge = &volume->gauges[i % TZ_METER_GAUGES];
+        double may_be = gauge->lately.may_be;
+
+        if (!volume->load || !tz_gauge_tells(gauge, now))
+            continue;
+        sum += may_be;
+        squares += may_be * may_be / tz_gauge_heard(gauge, &meter->target);
+    }
+    return squares > 0 ? sum * sum / squares : 1;
 }
 
 /* True when there is enough for something new to be told. */
 static bool sum_up(tz_meter *meter, uint64_t now)
 {
-    const tz_lateness *sum = &meter->sum;
-
-    if (sum->may_be < ENOUGH && (sum->may_be <= 0 || now - meter->began_ns < LONG))
+    if (meter->sum.may_be < ENOUGH && (meter->sum.may_be <= 0 || now - meter->began_ns < LONG))
         return false;
-    meter->strain = tz_lateness_strain(sum);
-    tz_lateness_pass(&meter->lately, sum);
-    meter->certain = tz_lateness_is_beyond(&meter->lately, sum->may_be * sum->may_be / meter->misheard, TZ_CHANCE_2);
+    meter->strain = tz_lateness_strain(&meter->sum);
+    tz_lateness_pass(&meter->lately, &meter->sum);
+    meter->certain = tz_lateness_is_beyond(&meter->lately, heard_of_all(meter, now), CERTAIN);
     meter->told = true;
     begin_sum(meter, now);
     return true;
@@ -108,10 +131,11 @@ static bool sum_up(tz_meter *meter, uint64_t now)
 
 static void tell(tz_reading *reading, double strain, bool fresh, bool certain)
 {
-    if (fresh && (!reading->fresh || strain > reading->now))
+    if (fresh && (!reading->fresh || strain > reading->now)) {
         reading->now = strain;
+        reading->certain = certain;
+    }
     reading->fresh |= fresh;
-    reading->certain |= fresh && certain;
     reading->standing = strain > reading->standing ? strain : reading->standing;
 }
 
@@ -125,11 +149,13 @@ static void look_at(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint6
         tz_gauge_listen(gauge, &meter->target, load, now);
     else
         fresh = tz_gauge_look(gauge, &meter->target, load, now);
-    if (fresh)
-        add(meter, gauge);
+    if (fresh) {
+        meter->sum.late += gauge->window.late;
+        meter->sum.may_be += gauge->window.may_be;
+    }
     if (tz_gauge_tells(gauge, now)) {
         reading->known = true;
-        if (gauge->stands_out)
+        if (suffers(gauge))
             tell(reading, tz_lateness_strain(&gauge->window), fresh, true);
     }
     reading->wants_quiet |= wants_quiet(meter, gauge, now);
@@ -138,6 +164,7 @@ static void look_at(tz_meter *meter, tz_gauge *gauge, const tz_load *load, uint6
 tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns)
 {
     tz_reading reading = {0};
+    bool fresh;
 
     if ((calm == TZ_CALM_QUIET) != (meter->calm == TZ_CALM_QUIET)) {
         meter->turned_ns = now_ns;
@@ -153,11 +180,10 @@ tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns)
         for (uint32_t g = 0; g < TZ_METER_GAUGES; g++)
             look_at(meter, &volume->gauges[g], volume->load, now_ns, &reading);
     }
-    if (sum_up(meter, now_ns))
-        tell(&reading, meter->strain, true, meter->certain);
-    else if (reading.known && meter->told)
-        tell(&reading, meter->strain, false, false);
-    meter->told &= reading.known;
-    reading.known = meter->told || reading.fresh;
+    fresh = reading.known && sum_up(meter, now_ns);
+    if (!reading.known)
+        forget(meter);
+    if (meter->told)
+        tell(&reading, meter->strain, fresh, meter->certain);
     return reading;
 }

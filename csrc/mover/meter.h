@@ -16,7 +16,8 @@
  * The meter wants quiet at once, and then every RELISTEN, so that its gauges hear what is usual; all of them at once.
  * An absolute target is the user's word: with that nothing is listened to.
  *
- * Memory   a pair of gauges a volume, from init on.
+ * Errors   init: -ENOMEM.
+ * Memory   a pair of gauges a volume, from init to fini.
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
 #ifndef TZ_MOVER_METER_H
@@ -43,9 +44,7 @@ typedef struct tz_meter {
     tz_target target;
     tz_meter_volume *volumes;
     uint32_t count, most;
-    tz_lateness sum; /* of windows that have ended since it was told last, */
-    double misheard; /* and how far that may stray for what is usual: the square of a standard deviation */
-    tz_lateness lately;
+    tz_lateness sum, lately; /* of windows that have ended since it was told last; and of some sums */
     uint64_t began_ns;
     double strain; /* of all together, when it was told last */
     bool certain;  /* and more than chance explains */
@@ -64,7 +63,7 @@ typedef struct tz_reading {
     double standing; /* the worst of what was told last */
 } tz_reading;
 
-/* For so many volumes, none of which is added yet. -ENOMEM. */
+/* For so many volumes, none of which is added yet. */
 int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes);
 void tz_meter_fini(tz_meter *meter);
 

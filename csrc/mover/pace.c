@@ -12,7 +12,6 @@
  *
  * Waiting (outside of its hours): nothing is begun but chunks that a sidefile needs copied, as long as it does.
  */
-#include <errno.h>
 
 #include "internal.h"
 
