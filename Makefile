@@ -102,6 +102,7 @@ bench-full: system-all build
 	$(PY) -m bench.serve --full
 	$(PY) -m bench.intercept
 	$(PY) -m bench.harm
+	$(PY) -m bench.harm.group --volumes 1 --volumes 8 --size 4G
 	$(PY) -m bench.suspend
 	$(PY) -m bench.freeze
 	$(PY) -m bench.files

@@ -108,22 +108,20 @@ static int given(const tz_controller *c, const tz_sight *sight)
     return level;
 }
 
-/* Beyond MOST and below what is nearly always kind it goes for good reason only; what it does not go is a debt. */
+/* Down by MOST at once, the rest is a debt. What may be chance does not lead below what is nearly always kind, and is a debt
+ * of DOUBT at most. */
 static void lower(tz_controller *c, const tz_sight *sight)
 {
     bool certain = sight->reading.certain;
-    double down = GAIN * (sight->reading.now - 1), least = certain ? 0 : clamp(USUAL_LEVEL, 0, c->level), owed;
+    double down = GAIN * (sight->reading.now - 1), goes = clamp(down, 0, MOST), most = certain ? DEBT : DOUBT;
 
-    if (down > MOST) {
-        if (certain && c->level <= PACED)
-            c->level = clamp(given(c, sight), 0, c->level);
-        c->debt = clamp(c->debt + down - MOST, 0, DEBT);
-        down = MOST;
-    }
-    owed = least - (c->level - down);
-    if (owed > 0 && c->debt < DOUBT)
-        c->debt = clamp(c->debt + owed, 0, DOUBT);
-    c->level = clamp(c->level - down, least, c->top);
+    if (certain && down > MOST && c->level <= PACED)
+        c->level = clamp(given(c, sight), 0, c->level);
+    if (!certain)
+        goes = clamp(goes, 0, c->level - clamp(USUAL_LEVEL, 0, c->level));
+    if (c->debt < most)
+        c->debt = clamp(c->debt + down - goes, 0, most);
+    c->level = clamp(c->level - goes, 0, c->top);
 }
 
 static void judge(tz_controller *c, const tz_sight *sight)
@@ -131,11 +129,11 @@ static void judge(tz_controller *c, const tz_sight *sight)
     const tz_reading *reading = &sight->reading;
 
     /* Where it really was. If that is too much, nothing is known of less. */
-    if (reading->now <= 1)
+    if (reading->standing <= 1)
         c->level = clamp(c->asked, c->level, c->top);
     if (reading->now > 1 && c->asked <= c->level) {
         lower(c, sight);
-    } else if (reading->now <= 1 && reading->standing < 1) {
+    } else if (reading->standing < 1) {
         double up = GAIN * (1 - reading->standing), paid = clamp(up, 0, c->debt);
 
         c->debt -= paid;

@@ -18,7 +18,7 @@
  *             Up by a quarter of a level times what strain lacks to 1, down by a quarter times what it is beyond; down by
  *             two levels at most, and what is beyond that is a debt, paid before it goes up again. Where so much is beyond,
  *             and the level promises more than the device gives, down from what it gave. Below one request of 256K in
- *             flight, which is nearly always kind, only where strain is more than chance explains (gauge.h).
+ *             flight, which is nearly always kind, only where strain is more than chance explains (meter.h).
  *
  * In proportion to the strain, because that is a mean of counts: where up and down cancel out, exactly as many requests are
  * late as may be, however few there are in a window, and the target is made use of (stochastic approximation of a
@@ -48,6 +48,7 @@
  * The floor moves 4 MiB a second to the target. A filling sidefile raises it, from halfway between its marks in proportion
  * up to the top at the high mark, because a punctured session helps nobody; what proves to be no strain then, stays.
  *
+ * Memory   the caller's.
  * Threads  none of its own; one caller at a time. No clock, no I/O.
  */
 #ifndef TZ_MOVER_CONTROLLER_H

@@ -39,10 +39,11 @@
 /* Of an absolute target. */
 #define EXACT 1e12
 
-/* Standard deviations. Four would be chance enough for quiet times; but latencies crowd just beyond a line that was heard too
- * low, and with a little more in the queue many times as many pass it (simulated: sixteen volumes at a third of their speed).
- */
-#define STANDS_OUT 6.0
+/* Who stands out has so many times as many late as may be, and chance is so many standard deviations away. That alone would
+ * not do: latencies crowd just beyond a line that was heard too low, and with a little more in the queue many times as many
+ * pass it (simulated: sixteen volumes at a third of their speed). */
+#define FAR_BEYOND 10.0
+#define STANDS_OUT 4.0
 
 /* Fewer tell nothing. */
 #define COUNTED 2.0
@@ -68,26 +69,30 @@ void tz_gauge_restart(tz_gauge *gauge, const tz_load *load, uint64_t now)
 
 /* ---- what is usual ---- */
 
-static double heard_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total)
+static double heard_of(const tz_gauge *gauge, const uint64_t *counts, uint64_t total, double share)
 {
-    double heard = (double)tz_load_quantile_of(counts, total, 1 - gauge->share);
+    double heard = (double)tz_load_quantile_of(counts, total, 1 - share);
     double most = gauge->usual_ns * (gauge->since ? JUMP : JUMP_AT_T0);
 
     return gauge->usual_ns > 0 && heard > most ? most : heard;
 }
 
-/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. Where
- * that is of few, more may be late, until more was heard. */
+static double average(double before, double weight, double now, uint64_t total)
+{
+    return (before * weight + now * (double)total) / (weight + (double)total);
+}
+
+/* What is heard counts by how much it is, beside what was heard before; the first of it replaces what was before T0. Of few
+ * requests the slowest is all that can be told, and one of so many may be late: line and share are the mean of what was
+ * heard. */
 static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total)
 {
-    double before, now = (double)total;
+    double share = (double)total < 1 / MAY_BE_LATE ? 1 / (double)total : MAY_BE_LATE;
+    double weight = gauge->since ? (double)tz_min_u64(gauge->known, REMEMBERED) : 0;
 
-    if (!gauge->since)
-        gauge->known = 0;
-    before = (double)tz_min_u64(gauge->known, REMEMBERED);
-    gauge->known = tz_min_u64(gauge->known + total, 2 * REMEMBERED);
-    gauge->share = gauge->known < 1 / MAY_BE_LATE ? 1 / (double)gauge->known : MAY_BE_LATE;
-    gauge->usual_ns = (gauge->usual_ns * before + heard_of(gauge, counts, total) * now) / (before + now);
+    gauge->usual_ns = average(gauge->usual_ns, weight, heard_of(gauge, counts, total, share), total);
+    gauge->share = average(gauge->share, weight, share, total);
+    gauge->known = tz_min_u64((gauge->since ? gauge->known : 0) + total, 2 * REMEMBERED);
     gauge->late_ns = tz_max_u64((uint64_t)(gauge->usual_ns * target->factor), tz_max_u64(gauge->least_ns, 1));
     gauge->since = true;
     gauge->lately = (tz_lateness){0};
@@ -95,13 +100,16 @@ static void learn(tz_gauge *gauge, const tz_target *target, const uint64_t *coun
 }
 
 /* Reads are not held: what was heard of them before T0 holds as long as the line is of then. */
+static bool is_of_before(const tz_gauge *gauge)
+{
+    return gauge->measure == TZ_LOAD_READS && gauge->late_ns == gauge->least_ns;
+}
+
 double tz_gauge_heard(const tz_gauge *gauge, const tz_target *target)
 {
     if (target->ns)
         return EXACT;
-    if (gauge->measure == TZ_LOAD_READS && gauge->late_ns == gauge->least_ns)
-        return gauge->least_heard;
-    return (double)gauge->known * gauge->share;
+    return is_of_before(gauge) ? gauge->least_heard : (double)gauge->known * gauge->share;
 }
 
 void tz_gauge_init(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
@@ -165,7 +173,7 @@ void tz_lateness_pass(tz_lateness *lately, const tz_lateness *window)
     lately->may_be = lately->may_be * FADES + window->may_be;
 }
 
-/* Of 1 and more. */
+/* Of 1 and more, by Newton: libm would be needed for nothing else. */
 static double cube_root(double value)
 {
     double root = value;
@@ -176,8 +184,9 @@ static double cube_root(double value)
     return root;
 }
 
-/* The chance that so many come late where as many as may be are expected is one of an F distribution: of a count, over a gamma
- * distribution of what is usual (Paulson's approximation: in standard deviations, as near as one count is to the next). */
+/* The chance that so many come late where as many as may be are expected is one of an F distribution: of a count, over a
+ * gamma distribution of what is usual (Paulson's approximation: in standard deviations, as near as one count is to the
+ * next). */
 bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, double deviations)
 {
     double counted = lateness->late, root, above;
@@ -191,11 +200,13 @@ bool tz_lateness_is_beyond(const tz_lateness *lateness, double heard, double dev
 
 static void judge(tz_gauge *gauge, const tz_target *target, const uint64_t *counts, uint64_t total, uint64_t now)
 {
-    gauge->window = (tz_lateness){later_than(counts, gauge->late_ns), (double)total * gauge->share};
+    gauge->window = (tz_lateness){later_than(counts, gauge->late_ns),
+                                  (double)total * (is_of_before(gauge) ? MAY_BE_LATE : gauge->share)};
     if (!gauge->told_ns)
         gauge->lately = (tz_lateness){0};
     tz_lateness_pass(&gauge->lately, &gauge->window);
-    gauge->stands_out = tz_lateness_is_beyond(&gauge->lately, tz_gauge_heard(gauge, target), STANDS_OUT);
+    gauge->stands_out = gauge->lately.late > FAR_BEYOND * gauge->lately.may_be &&
+                        tz_lateness_is_beyond(&gauge->lately, tz_gauge_heard(gauge, target), STANDS_OUT);
     gauge->told_ns = now;
 }
 

@@ -3,8 +3,8 @@
  * How late the application's requests are, of one measure on one volume (the meter's part: meter.h says what for).
  *
  *   late      longer than an absolute target, or than a factor of what is usual at the 99th percentile
- *   may be    one in a hundred, for that is what a 99th percentile means (one of all there are, where what is usual is
- *             known of fewer than a hundred)
+ *   may be    one in a hundred, for that is what a 99th percentile means (one of as many as were heard at a time, where
+ *             those are fewer)
  *
  * What is usual. Before T0 it is what the gate saw then. From T0 on updates are intercepted: they wait for the read of their
  * before-image, which is the price of T0 and not of copying. Slower copying does not lower it but makes it last longer, and
@@ -14,8 +14,8 @@
  *
  * What is heard of few says little. Where k of n requests took longer than some latency, the share of all others that do is
  * k/n only in the mean: it strays as a gamma distribution of shape k does, by its own size where k is 1. So strain alone
- * (meter.h) does not tell who suffers from who was misheard. Whoever stands out has more late than that and the scatter of
- * a count explain.
+ * (meter.h) does not tell who suffers from who was misheard. Whoever stands out has ten times as many late as may be, and more
+ * than that and the scatter of a count explain.
  *
  * Memory   the caller's.
  * Threads  none of its own; one caller at a time. No clock, no I/O.

@@ -220,7 +220,7 @@ typedef struct tz_pace {
     uint64_t piece_next_ns; /* the same of pieces */
     uint64_t look_ns;       /* of the last look at the application */
     enum tz_calm calm;      /* since then */
-    tz_meter meter;         /* a volume of it is a gate */
+    tz_meter meter;         /* its volumes are the gates */
     tz_controller controller;
 
     _Atomic bool waiting;        /* outside of its hours */

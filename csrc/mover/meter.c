@@ -17,7 +17,7 @@
 #define RELISTEN_SOON (1000 * MS)
 #define SETTLE        (150 * MS)
 
-/* Standard deviations: one in fifty. */
+/* Standard deviations: one in fifty at most. */
 #define CERTAIN 2.0
 
 int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes)
@@ -49,9 +49,11 @@ void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, ui
     meter->began_ns = now;
 }
 
+/* Of somebody who is not there any more. */
 static void forget(tz_meter *meter)
 {
-    meter->lately = (tz_lateness){0};
+    meter->sum = meter->lately = (tz_lateness){0};
+    meter->strain = 0;
     meter->told = false;
 }
 
@@ -98,7 +100,8 @@ static void begin_sum(tz_meter *meter, uint64_t now)
     meter->began_ns = now;
 }
 
-/* How well all together are known. Who was misheard has nothing to do with who else was: squares add up. */
+/* How well all together are known, weighed by the last windows. Who was misheard has nothing to do with who else was:
+ * squares add up. */
 static double heard_of_all(const tz_meter *meter, uint64_t now)
 {
     double sum = 0, squares = 0;
@@ -131,10 +134,9 @@ static bool sum_up(tz_meter *meter, uint64_t now)
 
 static void tell(tz_reading *reading, double strain, bool fresh, bool certain)
 {
-    if (fresh && (!reading->fresh || strain > reading->now)) {
+    if (fresh && (!reading->fresh || strain > reading->now))
         reading->now = strain;
-        reading->certain = certain;
-    }
+    reading->certain |= fresh && certain && strain > 1;
     reading->fresh |= fresh;
     reading->standing = strain > reading->standing ? strain : reading->standing;
 }
@@ -169,6 +171,7 @@ tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns)
     if ((calm == TZ_CALM_QUIET) != (meter->calm == TZ_CALM_QUIET)) {
         meter->turned_ns = now_ns;
         begin_sum(meter, now_ns);
+        meter->lately = (tz_lateness){0}; /* lines move */
     }
     meter->calm = calm;
     for (uint32_t i = 0; i < meter->count; i++) {

@@ -8,10 +8,12 @@
  * much, but its mean is exact, and so is the mean of what is done in proportion to it. It also takes stops of the whole
  * machine (40 to 460 ms, now and then) for what they are: a few late requests, those that were in flight.
  *
- * Of all together, and not the worst: reads and updates of each volume have a window each, and the worst of many counts that
- * stray is nearly always too much. Sixteen volumes of which each is within its target kept the mover at its floor so, at
- * 0.9 times what was usual. But a volume that suffers is not to be outvoted by others that are many times as busy, or
- * that lie on a faster disk: one that stands out (more late than chance explains) counts by itself, as long as it does.
+ * Of all together, and not the worst: reads and updates of each volume have a window each, and the worst of many counts
+ * that stray is nearly always too much. Sixteen volumes of which each is within its target kept the mover at its floor so,
+ * at 0.9 times what was usual. But a volume that suffers is not to be outvoted by others that are many times as busy, or
+ * that lie on a faster disk: one that stands out (one in ten late, and more than chance explains) counts by itself, as long
+ * as it is strained. (Of which fewer than some twenty requests were heard, nobody does.) Of all together it is told, too,
+ * whether strain is more than chance explains.
  *
  * The meter wants quiet at once, and then every RELISTEN, so that its gauges hear what is usual; all of them at once.
  * An absolute target is the user's word: with that nothing is listened to.
@@ -45,9 +47,9 @@ typedef struct tz_meter {
     tz_meter_volume *volumes;
     uint32_t count, most;
     tz_lateness sum, lately; /* of windows that have ended since it was told last; and of some sums */
-    uint64_t began_ns;
-    double strain; /* of all together, when it was told last */
-    bool certain;  /* and more than chance explains */
+    uint64_t began_ns;       /* the sum */
+    double strain;           /* of all together, when it was told last */
+    bool certain;            /* and more than chance explains */
     bool told;
     enum tz_calm calm;
     uint64_t turned_ns; /* when quiet last began or ended; 0: never */
@@ -56,9 +58,9 @@ typedef struct tz_meter {
 typedef struct tz_reading {
     bool active;      /* a request is in flight, or came since the last look */
     bool fresh;       /* at this look there is something new, and `now` is the worst of that */
-    bool known;       /* `standing` says something */
+    bool known;       /* somebody tells something of now */
     bool wants_quiet; /* to hear what is usual */
-    bool certain;     /* `now`, where it is too much, is more than chance explains */
+    bool certain;     /* what is fresh has too much that is more than chance explains */
     double now;
     double standing; /* the worst of what was told last */
 } tz_reading;

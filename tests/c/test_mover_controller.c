@@ -340,12 +340,12 @@ static void many_volumes_are_judged_together(void)
         }
         printf("    %.0f MiB/s beside one volume, %.0f beside sixteen (p99 of the worst %.0f us, x %.2f)\n",
                moved[0] / 20.0 / TZ_MIB, moved[1] / 20.0 / TZ_MIB, during / 1e3, ratio(during, usual));
-        CHECK(ratio(moved[1], moved[0]) > 0.4); /* and in the mean: */
+        CHECK(ratio(moved[1], moved[0]) > 0.25); /* and in the mean: */
         sums[0] += moved[0];
         sums[1] += moved[1];
         CHECK(ratio(during, usual) <= FACTOR * 1.2);
     }
-    CHECK(ratio(sums[1], sums[0]) > 0.8);
+    CHECK(ratio(sums[1], sums[0]) > 0.6);
 }
 
 /* Where interception comes near the target by itself, slower copying helps little: chance alone, in counts or in what was
@@ -369,6 +369,28 @@ static void chance_does_not_lead_below_what_is_kind(void)
     }
     printf("    %.0f MiB/s, at least %.0f\n", (double)sum / 12 / TZ_MIB, (double)least / TZ_MIB);
     CHECK(sum / 12 > 560 * TZ_MIB && least > 150 * TZ_MIB); /* 494 and 77 where a single window's strain is believed */
+}
+
+/* Forty requests a second of each of many volumes are ten in a quiet moment, of which the slowest is all that can be told of.
+ * The mean of many such is as far off as one, and one in ten may be late: that does not get stricter with the minutes. */
+static void few_requests_are_no_more_strain_after_minutes(void)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t seed = 1; seed < 5; seed++) {
+        sim *s = sim_virtual_disk(seed);
+
+        s->volumes = SIM_VOLUMES;
+        sim_application(s, SIM_VOLUMES, 24900 * SIM_US, 0);
+        sim_run(s, 20 * SIM_S);
+        s->intercept_percent = 50;
+        sim_begin(s, FACTOR, 0, false);
+        sim_run(s, 100 * SIM_S);
+        sum += sim_moved(s, 20 * SIM_S) / 20;
+        sim_free(s);
+    }
+    printf("    %.0f MiB/s\n", (double)sum / 4 / TZ_MIB);
+    CHECK(sum / 4 > 500 * TZ_MIB);
 }
 
 /* So many updates of one volume take about so long. */
@@ -477,6 +499,9 @@ static void beyond_chance_is_what_it_says(void)
                 CHECK(counted == 2 || chance_of(counted - 1, may_be[i], k) > least);
             }
     CHECK(!tz_lateness_is_beyond(&(tz_lateness){0}, 1, 2));
+    /* An absolute target is known for certain: a count and its scatter are all there is (of 8, more than 19 once in a thousand). */
+    CHECK(!tz_lateness_is_beyond(&(tz_lateness){.late = 13, .may_be = 8}, 1e12, 2));
+    CHECK(tz_lateness_is_beyond(&(tz_lateness){.late = 15, .may_be = 8}, 1e12, 2));
     CHECK(!tz_lateness_is_beyond(&(tz_lateness){.late = 5, .may_be = 5}, 40, 2));
 }
 
@@ -792,6 +817,7 @@ int main(void)
     RUN(interception_is_not_held_against_copying);
     RUN(many_volumes_are_judged_together);
     RUN(chance_does_not_lead_below_what_is_kind);
+    RUN(few_requests_are_no_more_strain_after_minutes);
     RUN(few_requests_that_suffer_are_not_outvoted);
     RUN(few_requests_that_were_misheard_do_not_count);
     RUN(beyond_chance_is_what_it_says);
