@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -89,7 +88,7 @@ class Held(Timezero):
             if process.poll() is not None:
                 raise RuntimeError(f"timezero copy ended with {process.returncode} outside its hours")
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by whoever was started in a shell's background
             process.communicate(timeout=60)
         return {}
 
