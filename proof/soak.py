@@ -44,8 +44,8 @@ from timezero.repository import Repository
 MIB = 1 << 20
 VOLUMES = ("left", "right")
 #: What is kept of the worst moment, and moments differ. Bytes of memory: in an hour, with a round in two seconds, this
-#: is 440 bytes a round. Workers of the kernel: the loads have eight requests under way, so a third moment that is worse
-#: than the second by this much, and that than the first, is not to be had from them.
+#: is 440 bytes a round. Workers of the kernel: the loads have eight requests under way, so three more and then three
+#: more again is all but what they can have; an hour tells well what is kept for ever, fifteen seconds hardly.
 STEP_MAX = {"memory": 256 << 10, "kernel_workers": 2}
 #: Rounds after which everything has been used once: punctures too.
 WARM_UP = 3

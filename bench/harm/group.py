@@ -37,7 +37,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 LEAST_RATE = 50  # a second: fewer have no 99th percentile in some seconds
 IDLE_SECONDS = 8.0
-TIMEOUT = 900.0
+TIMEOUT = FIO_SECONDS - 60  # fio began before
 
 
 class Group(Timezero):
@@ -179,7 +179,7 @@ def main() -> int:
             {"volumes": row.volumes, "mode": row.mode, "runs": [asdict(run) for run in row.runs]} for row in rows
         ]
         Path(options.json).write_text(
-            json.dumps({"size": options.size, "rate": options.rate, "rows": document}, indent=1)
+            json.dumps({"size": options.size, "rate": options.rate, "reads": options.reads, "rows": document}, indent=1)
         )
     return 0
 

@@ -14,7 +14,7 @@
  *             top takes half a second beyond that. What comes meanwhile puts it back at once, to where it was when the
  *             application was there last: within one look, for that needs no statistics. What is in flight then is ahead of
  *             it all the same, so there is a bound to it at full speed, too (below).
- *   active    of the application's requests some are late, and some may be (meter.h); strain is the one over the other.
+ *   active    of the application's requests some are late, and some may be (gauge.h); strain is the one over the other.
  *             Up by a quarter of a level times what strain lacks to 1, down by a quarter times what it is beyond; down by
  *             two levels at most, and what is beyond that is a debt, paid before it goes up again. Where so much is beyond,
  *             and the level promises more than the device gives, down from what it gave. Below one request of 256K in

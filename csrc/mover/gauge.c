@@ -105,11 +105,19 @@ static bool is_of_before(const tz_gauge *gauge)
     return gauge->measure == TZ_LOAD_READS && gauge->late_ns == gauge->least_ns;
 }
 
+/* Where few are heard at a time, many times over: not better known than the busiest. */
+static double shape_of(const tz_gauge *gauge)
+{
+    double shape = (double)gauge->known * gauge->share, most = 2 * REMEMBERED * MAY_BE_LATE;
+
+    return shape < most ? shape : most;
+}
+
 double tz_gauge_heard(const tz_gauge *gauge, const tz_target *target)
 {
     if (target->ns)
         return EXACT;
-    return is_of_before(gauge) ? gauge->least_heard : (double)gauge->known * gauge->share;
+    return is_of_before(gauge) ? gauge->least_heard : shape_of(gauge);
 }
 
 void tz_gauge_init(tz_gauge *gauge, enum tz_load_measure measure, const tz_target *target, const tz_load *load,
@@ -127,7 +135,7 @@ void tz_gauge_init(tz_gauge *gauge, enum tz_load_measure measure, const tz_targe
     if (target->ns || total < KNOWN)
         return;
     learn(gauge, target, counts, total);
-    gauge->least_heard = (double)gauge->known * gauge->share;
+    gauge->least_heard = shape_of(gauge);
     gauge->least_ns = gauge->late_ns;
     gauge->since = false;
     gauge->busy = true; /* and is listened to first of all */

@@ -17,7 +17,7 @@
 #define RELISTEN_SOON (1000 * MS)
 #define SETTLE        (150 * MS)
 
-/* Standard deviations: one in fifty at most. */
+/* Standard deviations: about one in forty. */
 #define CERTAIN 2.0
 
 int tz_meter_init(tz_meter *meter, const tz_target *target, uint32_t volumes)
@@ -49,18 +49,25 @@ void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, ui
     meter->began_ns = now;
 }
 
-/* Of somebody who is not there any more. */
-static void forget(tz_meter *meter)
+static void begin_sum(tz_meter *meter, uint64_t now)
 {
-    meter->sum = meter->lately = (tz_lateness){0};
+    meter->sum = (tz_lateness){0};
+    meter->began_ns = now;
+}
+
+/* Of somebody who is not there any more. */
+static void forget(tz_meter *meter, uint64_t now)
+{
+    begin_sum(meter, now);
+    meter->lately = (tz_lateness){0};
     meter->strain = 0;
     meter->told = false;
 }
 
-void tz_meter_leave(tz_meter *meter, uint32_t volume)
+void tz_meter_leave(tz_meter *meter, uint32_t volume, uint64_t now)
 {
     if (meter->volumes[volume].load)
-        forget(meter);
+        forget(meter, now);
     meter->volumes[volume].load = NULL;
 }
 
@@ -92,12 +99,6 @@ static bool wants_quiet(const tz_meter *meter, const tz_gauge *gauge, uint64_t n
         return false;
     /* Not because of one after the other. */
     return meter->calm == TZ_CALM_QUIET || !meter->turned_ns || now - meter->turned_ns >= soon;
-}
-
-static void begin_sum(tz_meter *meter, uint64_t now)
-{
-    meter->sum = (tz_lateness){0};
-    meter->began_ns = now;
 }
 
 /* How well all together are known, weighed by the last windows. Who was misheard has nothing to do with who else was:
@@ -185,7 +186,7 @@ tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns)
     }
     fresh = reading.known && sum_up(meter, now_ns);
     if (!reading.known)
-        forget(meter);
+        forget(meter, now_ns);
     if (meter->told)
         tell(&reading, meter->strain, fresh, meter->certain);
     return reading;

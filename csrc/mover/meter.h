@@ -12,7 +12,7 @@
  * that stray is nearly always too much. Sixteen volumes of which each is within its target kept the mover at its floor so,
  * at 0.9 times what was usual. But a volume that suffers is not to be outvoted by others that are many times as busy, or
  * that lie on a faster disk: one that stands out (one in ten late, and more than chance explains) counts by itself, as long
- * as it is strained. (Of which fewer than some twenty requests were heard, nobody does.) Of all together it is told, too,
+ * as it is strained. (Of which fewer than some twenty requests are heard at a time, nobody does.) Of all together it is told, too,
  * whether strain is more than chance explains.
  *
  * The meter wants quiet at once, and then every RELISTEN, so that its gauges hear what is usual; all of them at once.
@@ -73,7 +73,7 @@ void tz_meter_fini(tz_meter *meter);
 void tz_meter_add(tz_meter *meter, const tz_load *load, const tz_load *usual, uint64_t now_ns);
 
 /* That volume, in the order in which they were added, is not looked at any more. */
-void tz_meter_leave(tz_meter *meter, uint32_t volume);
+void tz_meter_leave(tz_meter *meter, uint32_t volume, uint64_t now_ns);
 
 /* Windows begin anew when quiet begins and when it ends. */
 tz_reading tz_meter_look(tz_meter *meter, enum tz_calm calm, uint64_t now_ns);

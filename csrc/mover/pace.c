@@ -12,7 +12,6 @@
  *
  * Waiting (outside of its hours): nothing is begun but chunks that a sidefile needs copied, as long as it does.
  */
-
 #include "internal.h"
 
 #define TZ_BURST_NS (20 * UINT64_C(1000000))
@@ -135,7 +134,7 @@ static void look(tz_mover *mover, uint64_t now)
 
     for (uint32_t gate = 0; gate < pace->gates && next_gate(mover, &at, &activity, &copying); gate++) {
         if (!copying) {
-            tz_meter_leave(&pace->meter, gate);
+            tz_meter_leave(&pace->meter, gate, now);
             continue;
         }
         rests &= !activity.past_low;

@@ -7,8 +7,6 @@
 #ifndef TZ_TESTS_SIMULATED_DEVICE_H
 #define TZ_TESTS_SIMULATED_DEVICE_H
 
-#include <string.h>
-
 #include "../../csrc/mover/controller.h"
 #include "check.h"
 

@@ -13,13 +13,13 @@ from tests.sanitized import IS_SANITIZED
 
 def test_backups_in_a_row_leave_nothing_behind() -> None:
     report = soak(15, size=32 * MIB)
-    if IS_SANITIZED:  # keeps what was freed for a while
+    if IS_SANITIZED:  # keeps what was freed for a while; and its rounds are slow: a third of them is one or two
         growing = [word for whose in ("server", "client") for word in report[whose]["not_flat"]]
-        assert all(word.startswith("memory") for word in growing), json.dumps(report, indent=1)
+        assert all(word.startswith(("memory", "kernel_workers")) for word in growing), json.dumps(report, indent=1)
         assert report["chunks_from_sidefile"] > 0
     else:
         assert report["ok"] and report["verdict"] == "flat", json.dumps(report, indent=1)
-    assert report["backups"] > WARM_UP + 3 and report["punctured"] > 0
+    assert report["backups"] >= WARM_UP + 3 and report["punctured"] > 0
 
 
 def test_what_grows_is_told() -> None:
@@ -42,7 +42,7 @@ def test_what_the_client_has_counts(tmp_path: Path) -> None:
     before = sample(os.getpid(), [tmp_path / "repo"])
     (tmp_path / "repo" / "left").touch()
     end = Event()
-    thread = Thread(target=end.wait)
+    thread = Thread(target=end.wait, daemon=True)
     thread.start()
     with (tmp_path / "open").open("w"):
         after = sample(os.getpid(), [tmp_path / "repo"])
