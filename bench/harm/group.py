@@ -5,10 +5,10 @@
 
 Each volume is a file of its part of `--size` bytes, and has its own fio with its part of `--rate` 4k requests a second,
 `--reads` per cent of them reads, at random instants. Each run starts `timezero serve` anew with all of them, lets the
-application run alone for some seconds, and then makes one recovery point of all. p99 is over what the
-volume had alone: the median of the volumes, and where it rose most. With the same sum of requests and bytes, the number
-of volumes is to make little difference: compare `--volumes 1 --volumes 8`. Medians over rounds; the order rotates.
-Volumes and repository are on one disk.
+application run alone for some seconds, and then makes one recovery point of all. p99 is over what the volume had alone:
+the median of the volumes, and where it rose most. With the same sum of requests and bytes, the number of volumes is to
+make little difference: compare `--volumes 1 --volumes 8`. Medians over rounds; the order rotates. Volumes and
+repository are on one disk.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def p99(self) -> float:
-        """Of the volumes in the middle, x alone."""
+        """The median of the volumes, x alone."""
         return statistics.median(self._ratios())
 
     @property
@@ -155,6 +155,8 @@ def main() -> int:
     counts = options.volumes or [8]
     if min(counts) < 1 or options.rate < max(counts) * LEAST_RATE or options.size < max(counts) * MIB:
         parser.error(f"every volume wants at least 1 MiB and {LEAST_RATE} requests a second")
+    if options.rounds < 1 or not 0 <= options.reads <= 100:
+        parser.error("--rounds: at least one; --reads: 0 to 100")
     rows = [Row(count, mode) for mode in options.mode or ["opportunistic"] for count in counts]
     base = Path(options.directory or ".").resolve()
     with tempfile.TemporaryDirectory(prefix="timezero-bench-", dir=base) as made:

@@ -12,8 +12,8 @@
  * that stray is nearly always too much. Sixteen volumes of which each is within its target kept the mover at its floor so,
  * at 0.9 times what was usual. But a volume that suffers is not to be outvoted by others that are many times as busy, or
  * that lie on a faster disk: one that stands out (one in ten late, and more than chance explains) counts by itself, as long
- * as it is strained. (Of which fewer than some twenty requests are heard at a time, nobody does.) Of all together it is told, too,
- * whether strain is more than chance explains.
+ * as it is strained. (Of which fewer than some twenty requests are heard at a time, nobody does.) Of all together it is
+ * told, too, whether strain is more than chance explains.
  *
  * The meter wants quiet at once, and then every RELISTEN, so that its gauges hear what is usual; all of them at once.
  * An absolute target is the user's word: with that nothing is listened to.

@@ -20,6 +20,8 @@
 #define SIM_SERVER  16
 #define SIM_VOLUMES 16
 
+#define FACTOR 1.25 /* the target that is usual */
+
 typedef struct sim {
     /* The disk. */
     uint32_t servers;
@@ -304,6 +306,11 @@ static inline void sim_run(sim *s, uint64_t ns)
 }
 
 /* ---- what came of it ---- */
+
+static inline double ratio(uint64_t a, uint64_t b)
+{
+    return (double)a / (double)b;
+}
 
 /* p99 of what ended on the first volume in the next `ns`, in ns. */
 static inline uint64_t sim_p99(sim *s, enum tz_load_measure measure, uint64_t ns)

@@ -5,8 +5,6 @@
  */
 #include "simulated_device.h"
 
-#define FACTOR 1.25
-
 /* Reads of a disk are judged by reads: where updates are twenty times slower, more of them are no harm. */
 static void a_change_of_the_mix_is_no_harm(void)
 {
@@ -182,6 +180,48 @@ static void who_was_misheard_does_not_stand_out(void)
     CHECK(windows == 3600 && out < 3);
 }
 
+/* Evidence is of a line: when that moves, or whoever it was of has left, it says nothing any more. */
+static void evidence_ends_with_what_it_was_of(void)
+{
+    two t;
+    tz_gauge *gauge;
+
+    two_make(&t, 7);
+    gauge = &t.s->meter.volumes[1].gauges[1];
+    two_look(&t, 200, 150000);
+    two_look(&t, 60, 1500000);
+    CHECK(gauge->stands_out && t.s->meter.lately.late > 0);
+    t.s->now += SIM_S;
+    tell_of(t.s, 1, 150000, 100);
+    tz_gauge_listen(gauge, &t.s->meter.target, &t.s->loads[1], t.s->now);
+    CHECK(!gauge->stands_out && gauge->lately.may_be == 0);
+    tz_meter_look(&t.s->meter, TZ_CALM_QUIET, t.s->now += 20 * SIM_MS);
+    CHECK(t.s->meter.lately.may_be == 0);
+    tz_meter_look(&t.s->meter, TZ_CALM_NOT, t.s->now += 20 * SIM_MS);
+    two_look(&t, 60, 150000);
+    CHECK(t.s->meter.lately.may_be > 0);
+    t.s->now += SIM_MS;
+    tz_meter_leave(&t.s->meter, 1, t.s->now);
+    CHECK(t.s->meter.lately.may_be == 0 && t.s->meter.sum.may_be == 0 && t.s->meter.began_ns == t.s->now);
+    sim_free(t.s);
+}
+
+/* Ten at a time for an hour are no better known than four thousand at once. */
+static void what_is_known_has_a_bound(void)
+{
+    sim *s = sim_disk(8);
+    tz_target target = {.factor = 1};
+    tz_gauge gauge;
+
+    tz_gauge_init(&gauge, TZ_LOAD_UPDATES, &target, &s->loads[0], &s->usual[0], s->now);
+    for (int i = 0; i < 2000; i++) {
+        tell_of(s, 0, 150000, 10);
+        tz_gauge_listen(&gauge, &target, &s->loads[0], s->now += SIM_S);
+    }
+    CHECK(gauge.share > 0.09 && gauge.share < 0.11 && tz_gauge_heard(&gauge, &target) <= 80);
+    sim_free(s);
+}
+
 int main(void)
 {
     RUN(a_change_of_the_mix_is_no_harm);
@@ -189,5 +229,7 @@ int main(void)
     RUN(few_requests_that_were_misheard_do_not_count);
     RUN(beyond_chance_is_what_it_says);
     RUN(who_was_misheard_does_not_stand_out);
+    RUN(evidence_ends_with_what_it_was_of);
+    RUN(what_is_known_has_a_bound);
     return 0;
 }
